@@ -1,0 +1,226 @@
+"""Gradient descent: where to step, and the step itself.
+
+What this file teaches: every method here is the same loop,
+
+    g  =  gradient of f at w
+    u  =  a direction made from g        (an Optimizer: gd, momentum, rmsprop, adam)
+    η  =  a learning rate                (a Tuner, from tuners.py or your own)
+    w  =  w + η u
+
+and only the two middle lines differ. `make_step` is that loop's body, written once.
+
+Symbols: w parameters (any pytree), f(w) training loss with the batch bound, g = ∇f(w), u the update direction
+(it points downhill: gradient descent has u = −g), η the learning rate, P the preconditioner of u = −P⁻¹g.
+Copying: this file needs JAX alone. Nothing here is jitted: jit the step you make (its carry can be donated).
+Paper: Roulet et al. 2024, arXiv:2407.06183, Sections 2 and 4, Appendix B. Read next: tuners.py.
+"""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Optimizer(NamedTuple):
+    init: Callable  # init(w) -> state
+    direction: Callable  # direction(state, g) -> (u, state)
+    scale: Callable  # scale(state) -> P^(-1/2), a pytree like w, or None where P is the identity
+
+
+class Carry(NamedTuple):
+    w: Any  # parameters
+    optimizer: Any  # the optimizer's state
+    tuner: Any  # the tuner's state
+    u: Any  # the previous direction; zeros at first
+
+
+def dot(a, b):
+    """Inner product of two pytrees of one structure, a scalar.
+
+    >>> float(dot({"a": jnp.ones(2)}, {"a": jnp.array([1.0, 2.0])}))
+    3.0
+    """
+    # Not jnp.vdot: a matrix product may run in reduced precision on an accelerator, a sum does not.
+    return sum(jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def norm(a):
+    """Euclidean norm of a pytree, a scalar.
+
+    >>> float(norm([jnp.array([3.0]), jnp.array([4.0])]))
+    5.0
+    """
+    return jnp.sqrt(dot(a, a))
+
+
+def gd():
+    """Gradient descent: u = −g.
+
+    >>> optimizer = gd()
+    >>> u, state = optimizer.direction(optimizer.init(jnp.ones(2)), jnp.array([1.0, -2.0]))
+    >>> u.tolist()
+    [-1.0, 2.0]
+    """
+    return Optimizer(
+        init=lambda w: (),
+        direction=lambda state, g: (jax.tree.map(jnp.negative, g), state),
+        scale=lambda state: None,
+    )
+
+
+def momentum(beta=0.9):
+    """Heavy ball (Polyak 1964): m ← βm + g, u = −m. The state is m, like w.
+
+    There is no factor 1 − β on g, so a learning rate here acts like one 1/(1 − β) times larger.
+
+    >>> optimizer = momentum(0.5)
+    >>> u, m = optimizer.direction(jnp.array([2.0]), jnp.array([1.0]))
+    >>> u.tolist(), m.tolist()
+    ([-2.0], [2.0])
+    """
+
+    def direction(m, g):
+        m = jax.tree.map(lambda m, g: beta * m + g, m, g)
+        return jax.tree.map(jnp.negative, m), m
+
+    return Optimizer(
+        init=lambda w: jax.tree.map(jnp.zeros_like, w), direction=direction, scale=lambda m: None
+    )
+
+
+def rmsprop(beta2=0.999, eps=1e-8):
+    """RMSProp (Tieleman and Hinton 2012): ν ← β₂ν + (1 − β₂)g², u = −g/√(ν + ε). The state is ν, like w.
+
+    ν starts at zero and is not bias-corrected, so early directions are long: with β₂ = 0.999 the first
+    has entries near ±√1000. ε stands under the root (in g², not in |g|).
+
+    >>> optimizer = rmsprop(beta2=0.75)
+    >>> u, nu = optimizer.direction(jnp.array([0.0]), jnp.array([3.0]))
+    >>> u.tolist(), nu.tolist()
+    ([-2.0], [2.25])
+    """
+
+    def direction(nu, g):
+        nu = jax.tree.map(lambda nu, g: beta2 * nu + (1 - beta2) * g**2, nu, g)
+        return jax.tree.map(lambda nu, g: -g / jnp.sqrt(nu + eps), nu, g), nu
+
+    def scale(nu):
+        return jax.tree.map(lambda nu: (nu + eps) ** -0.25, nu)  # P = diag(√(ν + ε))
+
+    return Optimizer(lambda w: jax.tree.map(jnp.zeros_like, w), direction, scale)
+
+
+def adam(beta1=0.9, beta2=0.999, eps=1e-8):
+    """Adam (Kingma and Ba 2015), bias-corrected: u = −m̂/(√ν̂ + ε). The state is (m, ν, step count).
+
+    m ← β₁m + (1 − β₁)g, ν ← β₂ν + (1 − β₂)g², m̂ = m/(1 − β₁ᵗ), ν̂ = ν/(1 − β₂ᵗ). ε stands outside the root.
+
+    >>> optimizer = adam()
+    >>> u, state = optimizer.direction(optimizer.init(jnp.zeros(2)), jnp.array([4.0, -0.5]))
+    >>> [round(x, 4) for x in u.tolist()]
+    [-1.0, 1.0]
+    """
+
+    def init(w):
+        zeros = lambda: jax.tree.map(jnp.zeros_like, w)
+        return zeros(), zeros(), jnp.zeros((), jnp.int32)
+
+    def direction(state, g):
+        m, nu, t = state
+        t = t + 1
+        m = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, m, g)
+        nu = jax.tree.map(lambda nu, g: beta2 * nu + (1 - beta2) * g**2, nu, g)
+        u = jax.tree.map(lambda m, p: -m / (1 - beta1**t) / p, m, preconditioner(nu, t))
+        return u, (m, nu, t)
+
+    def preconditioner(nu, t):
+        return jax.tree.map(lambda nu: jnp.sqrt(nu / (1 - beta2**t)) + eps, nu)
+
+    def scale(state):
+        _, nu, t = state
+        return jax.tree.map(lambda p: p**-0.5, preconditioner(nu, t))
+
+    return Optimizer(init, direction, scale)
+
+
+OPTIMIZERS = {"gd": gd, "momentum": momentum, "rmsprop": rmsprop, "adam": adam}
+
+
+def mean_over_chunks(fn, size):
+    """fn(w, batch) averaged over chunks of the batch of `size` samples: memory for one chunk, time for all.
+
+    For any fn that is a mean over samples and returns a pytree: a loss, jax.value_and_grad of it, a
+    Hessian-vector product. Wrap it *around* those: the gradient of a chunked loss would keep the
+    activations of every chunk. A smaller last chunk is weighted by its size; size 0 means the whole batch.
+
+    >>> mean = lambda w, x: w * jnp.mean(x)
+    >>> float(mean_over_chunks(mean, 2)(2.0, jnp.array([1.0, 2.0, 6.0])))
+    6.0
+    """
+    if not size:
+        return fn
+
+    def mean(w, batch):
+        n = jax.tree.leaves(batch)[0].shape[0]
+        if n <= size:
+            return fn(w, batch)
+
+        def share(start, length):  # what the chunk that starts there adds to the mean
+            chunk = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length), batch)
+            return jax.tree.map(lambda value: value * (length / n), fn(w, chunk))
+
+        def add(total, start):
+            return jax.tree.map(jnp.add, total, share(start, size)), None
+
+        last = share(n - (n % size or size), n % size or size)
+        return jax.lax.scan(add, last, size * jnp.arange((n - 1) // size))[0]
+
+    return mean
+
+
+def init_carry(w, optimizer, tuner):
+    """What a step carries to the next: parameters, both states and a zero direction.
+
+    >>> from tuners import cdat
+    >>> init_carry(jnp.ones(2), gd(), cdat()).u.tolist()
+    [0.0, 0.0]
+    """
+    return Carry(w, optimizer.init(w), tuner.init(w), jax.tree.map(jnp.zeros_like, w))
+
+
+def make_step(loss, optimizer, tuner, chunk_size=0):
+    """One step of gradient descent, w + ηu, as a pure function.
+
+    loss(w, batch) -> scalar, a mean over the batch's samples; optimizer an Optimizer; tuner anything with
+    init(w) -> state and rate(state, f, w, value, g, u) -> (η, state).
+    Returns step(carry, batch) -> (carry, metrics). The metrics are scalars measured at w before it moves:
+    loss f(w), learning_rate η, grad_norm ‖g‖, and turn, the cosine between this direction and the last
+    (nan at the first step). Costs one gradient, and what the tuner asks of f.
+
+    >>> from tuners import constant
+    >>> loss = lambda w, batch: 0.5 * jnp.sum(w**2)
+    >>> step = jax.jit(make_step(loss, gd(), constant(0.5)), donate_argnums=0)
+    >>> carry = init_carry(jnp.array([1.0, 2.0]), gd(), constant(0.5))
+    >>> for _ in range(3):
+    ...     carry, metrics = step(carry, None)
+    >>> carry.w.tolist(), float(metrics["learning_rate"])
+    ([0.125, 0.25], 0.5)
+    """
+    value_and_grad = mean_over_chunks(jax.value_and_grad(loss), chunk_size)
+
+    def step(carry, batch):
+        w, state, tuner_state, u_last = carry
+        f = lambda w: mean_over_chunks(loss, chunk_size)(w, batch)
+        value, g = value_and_grad(w, batch)
+        u, state = optimizer.direction(state, g)
+        eta, tuner_state = tuner.rate(tuner_state, f, w, value, g, u)
+        metrics = {
+            "loss": value,
+            "learning_rate": eta,
+            "grad_norm": norm(g),
+            "turn": dot(u, u_last) / (norm(u) * norm(u_last)),
+        }
+        w = jax.tree.map(lambda w, u: w + eta * u, w, u)
+        return Carry(w, state, tuner_state, u), metrics
+
+    return step
