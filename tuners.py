@@ -1,0 +1,293 @@
+"""Tuners: how the learning rate η is chosen, step by step.
+
+What this file teaches: the classical answers (a constant, a schedule, a linesearch, the minimiser of a
+quadratic model) and the paper's: stay on the edge of stability, `cdat`. The core is ten lines; go there first.
+
+    symbol   meaning
+    w        parameters, a pytree
+    f(w)     training loss, a scalar, with the full or mini batch already bound
+    g        gradient ∇f(w)
+    u        update direction of the optimizer; the step is w + ηu, so gradient descent has u = −g
+    H        Hessian ∇²f(w), never formed: uᵀHu and Hv come from forward-mode derivatives
+    λ        sharpness, the largest eigenvalue of H; ηλ = 2 is the edge of stability of gradient descent
+    η        learning rate
+    σ, β     scaling factor of CDAT, and the decay of its moving averages
+
+A tuner is two pure functions: init(w) -> state, and rate(state, f, w, value, g, u) -> (η, state), with
+value = f(w). η and the state keep the dtype of w. Where a rule has no answer (0/0) η is 0: no step is taken.
+Hyperparameters may be Python numbers or traced scalars, so runs that differ only in them share a compilation.
+Copying: take a function, the helpers above it, and call rate between your gradient and your update.
+Paper: Roulet et al. 2024, arXiv:2407.06183; equation numbers are the paper's. Read next: sharpness.py.
+"""
+
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+
+class Tuner(NamedTuple):
+    init: Callable  # init(w) -> state
+    rate: Callable  # rate(state, f, w, value, g, u) -> (eta, state)
+
+
+def dot(a, b):
+    """Inner product of two pytrees of one structure, a scalar.
+
+    >>> float(dot([jnp.ones(2)], [jnp.array([1.0, 2.0])]))
+    3.0
+    """
+    return sum(jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def move(w, eta, u):
+    """w + ηu.
+
+    >>> move(jnp.ones(2), 0.5, jnp.array([2.0, 4.0])).tolist()
+    [2.0, 3.0]
+    """
+    return jax.tree.map(lambda w, u: w + eta * u, w, u)
+
+
+def scalar(value, w):
+    """A number as an array of the dtype of w: what scalar states start from.
+
+    >>> scalar(0, jnp.ones(2)).dtype
+    dtype('float32')
+    """
+    return jnp.asarray(value, jnp.result_type(*jax.tree.leaves(w)))
+
+
+def curvature(f, w, u):
+    """uᵀHu, the second derivative of t ↦ f(w + tu) at t = 0 (27): a jvp of a jvp.
+
+    Forward over forward: no activation is stored, whatever the depth. Costs about four forward passes
+    beside the one that is shared with the gradient.
+
+    >>> f = lambda w: w[0] ** 2 + w[0] * w[1]
+    >>> float(curvature(f, jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])))
+    6.0
+    """
+    slope = lambda w: jax.jvp(f, (w,), (u,))[1]  # t ↦ f(w + tu) has the derivative ∇f(w + tu)·u
+    return jax.jvp(slope, (w,), (u,))[1]
+
+
+def constant(lr):
+    """The same η at every step.
+
+    >>> float(constant(0.5).rate((), None, jnp.ones(2), None, None, None)[0])
+    0.5
+    """
+    return Tuner(init=lambda w: (), rate=lambda state, f, w, value, g, u: (scalar(lr, w), state))
+
+
+def schedule(lr, steps, warmup=0.1, decay="cosine"):
+    """Linear warm-up from 0 to lr, then constant, or a linear or cosine decay to 0 at `steps`.
+
+    warmup is the fraction of steps that the warm-up takes; decay is "constant", "linear" or "cosine".
+    The state is the number of steps taken.
+
+    >>> tuner = schedule(lr=1.0, steps=10, warmup=0.2, decay="linear")
+    >>> [round(float(tuner.rate(t, None, jnp.ones(2), None, None, None)[0]), 3) for t in range(11)]
+    [0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]
+    """
+    shapes = {
+        "constant": lambda p: 1.0,
+        "linear": lambda p: 1 - p,
+        "cosine": lambda p: (1 + jnp.cos(jnp.pi * p)) / 2,
+    }
+    if decay not in shapes:
+        raise ValueError(f"decay is {decay!r}; it must be one of {', '.join(shapes)}")
+
+    def rate(t, f, w, value, g, u):
+        rise = warmup * steps
+        progress = jnp.clip((t - rise) / (steps - rise), 0, 1)
+        eta = lr * jnp.where(t < rise, t / jnp.maximum(rise, 1), shapes[decay](progress))
+        return scalar(eta, w), t + 1
+
+    return Tuner(init=lambda w: jnp.zeros((), jnp.int32), rate=rate)
+
+
+def linesearch(slope=1e-4, slack=0.0, shrink=0.8, grow=4.0, lr_max=1.0, max_trials=1000):
+    """Backtracking to Armijo's condition (1), as in (26): the first η of η₀, c₋η₀, c₋²η₀, … with
+
+        f(w + ηu) ≤ (1 + δ) f(w) + c η g·u,        η₀ = min(c₊ η_last, lr_max)
+
+    slope is c, slack is δ (it helps a search that is stuck at vanishing rates out), shrink is c₋ and grow is c₊,
+    which may be inf: each search then starts at lr_max. The first search starts there as well. A trial whose
+    loss is nan or infinite fails. When max_trials fail no step is taken, and the next search starts at lr_max.
+    The state is the last η. Costs one evaluation of f a trial, no derivative.
+
+    >>> f = lambda w: 2 * w**2
+    >>> w, g = jnp.array(1.0), jnp.array(4.0)
+    >>> tuner = linesearch(shrink=0.5)  # 1 and 0.5 overshoot: f(-3) = 18, and f(-1) is only as good
+    >>> float(tuner.rate(tuner.init(w), f, w, f(w), g, -g)[0])
+    0.25
+    """
+
+    def rate(eta_last, f, w, value, g, u):
+        slope_along_u = dot(g, u)
+
+        def fails(search):
+            _, trials, accepted = search
+            return ~accepted & (trials < max_trials)
+
+        def try_next(search):
+            eta, trials, _ = search
+            trial = f(move(w, eta, u))
+            accepted = trial <= (1 + slack) * value + slope * eta * slope_along_u  # (26)
+            accepted &= jnp.isfinite(trial)
+            return jnp.where(accepted, eta, shrink * eta), trials + 1, accepted
+
+        guess = jnp.where(eta_last > 0, jnp.minimum(grow * eta_last, lr_max), lr_max)
+        eta, _, accepted = jax.lax.while_loop(fails, try_next, (guess, 0, False))
+        eta = jnp.where(accepted, eta, 0)
+        return eta, eta
+
+    return Tuner(init=lambda w: scalar(0, w), rate=rate)
+
+
+def cdat(sigma=2.0, beta=0.0, eps=0.0):
+    """CDAT (8), curvature dynamics aware tuning: σ times the minimiser of the quadratic model along u.
+
+        η = σ n/d,   n = max(−g·u, 0),   d = |uᵀHu| + ε
+
+    σ = 1 is `greedy` (3). σ = 2 is on edge (7): the largest η at which the quadratic model is not above f(w); were
+    u the top eigenvector, ηλ would be 2. With beta > 0 n and d are moving averages, both from zero, whose
+    start-up bias cancels in the ratio. Adam needs that even on the full batch. The state is (n, d).
+    Costs one curvature.
+
+    >>> f = lambda w: 2 * w**2  # here H = λ = 4
+    >>> w, g = jnp.array(1.0), jnp.array(4.0)
+    >>> tuner = cdat(sigma=2.0)
+    >>> eta, state = tuner.rate(tuner.init(w), f, w, f(w), g, -g)
+    >>> float(eta)
+    0.5
+    """
+
+    def rate(state, f, w, value, g, u):
+        n = jnp.maximum(-dot(g, u), 0)
+        d = jnp.abs(curvature(f, w, u)) + eps
+        n = (1 - beta) * n + beta * state[0]
+        d = (1 - beta) * d + beta * state[1]
+        eta = sigma * n / d  # (8)
+        eta = jnp.where(jnp.isfinite(eta), eta, 0)
+        return eta, (n, d)
+
+    return Tuner(init=lambda w: (scalar(0, w), scalar(0, w)), rate=rate)
+
+
+def greedy():
+    """The quadratically greedy rule (3), η = −g·u / uᵀHu: the minimiser of the quadratic model along u.
+
+    Deviation: it is `cdat` at σ = 1, so where uᵀHu < 0 and the model has no minimum, |uᵀHu| takes its place.
+
+    >>> f = lambda w: 2 * w**2
+    >>> w, g = jnp.array(1.0), jnp.array(4.0)
+    >>> float(greedy().rate(greedy().init(w), f, w, f(w), g, -g)[0])
+    0.25
+    """
+    return cdat(sigma=1.0)
+
+
+def polyak(f_min=0.0, lr_max=1.0):
+    """Polyak's rate (23), η = min((f(w) − f*)/‖g‖², lr_max), with f_min the least loss f* there could be.
+
+    Where f is convex and u = −g it brings w closer to every minimiser. Costs nothing.
+
+    >>> f = lambda w: 2 * w**2
+    >>> w, g = jnp.array(1.0), jnp.array(4.0)
+    >>> float(polyak().rate((), f, w, f(w), g, -g)[0])
+    0.125
+    """
+
+    def rate(state, f, w, value, g, u):
+        eta = jnp.minimum((value - f_min) / dot(g, g), lr_max)  # (23)
+        return jnp.where(eta > 0, eta, 0), state  # 0 where it is 0/0, or f(w) fell below f_min
+
+    return Tuner(init=lambda w: (), rate=rate)
+
+
+def hypergradient(lr, rate=0.1):
+    """Hypergradient descent on the rate (24): η ← η (1 − β cos∠(∇f(w + ηu), u)), from η = lr.
+
+    The rate grows while the gradient at the new point still agrees with the step, and shrinks where the step went
+    too far. `rate` is β. That gradient is the next step's g, so the rule is applied one step later at no
+    cost; on mini-batches it is then the gradient on the next batch. The state is (η, u).
+
+    >>> tuner = hypergradient(0.5, rate=0.1)
+    >>> g = jnp.array(4.0)
+    >>> eta, state = tuner.rate(tuner.init(g), None, g, None, g, -g)  # no step taken yet
+    >>> eta, state = tuner.rate(state, None, g, None, g, -g)  # cos = −1: the gradient did not change
+    >>> round(float(eta), 4)
+    0.55
+    """
+
+    def update(state, f, w, value, g, u):
+        eta, u_last = state
+        cos = dot(g, u_last) / jnp.sqrt(dot(g, g)) / jnp.sqrt(dot(u_last, u_last))
+        eta = eta * (1 - rate * jnp.where(jnp.isfinite(cos), cos, 0))  # (24)
+        return eta, (eta, u)
+
+    return Tuner(init=lambda w: (scalar(lr, w), jax.tree.map(jnp.zeros_like, w)), rate=update)
+
+
+def noise_like(w):
+    """A fixed normal random vector shaped like w.
+
+    >>> noise_like(jnp.ones(3)).shape
+    (3,)
+    """
+    flat, unravel = ravel_pytree(w)
+    return unravel(jax.random.normal(jax.random.key(0), flat.shape, flat.dtype))
+
+
+def exact(sigma=2.0, iterations=5):
+    """σ over the sharpness (25), η = σ/λ, with λ from a few warm-started power iterations a step.
+
+    It asks for the stability of the top eigenvector, whatever u is; `cdat` asks for that of u. Each iteration turns
+    the unit vector v within the plane of v and Hv to where vᵀHv is largest, so λ is the largest algebraic
+    eigenvalue. No step is taken before the residual ‖Hv − λv‖ has once been below a tenth of λ, nor where λ ≤ 0.
+    The state is (v, whether that has happened). Costs `iterations` Hessian-vector products.
+
+    >>> f = lambda w: 2 * w[0] ** 2 - 5 * w[1] ** 2  # H = diag(4, −10)
+    >>> w, g = jnp.ones(2), jnp.array([4.0, -10.0])
+    >>> round(float(exact(2.0).rate(exact().init(w), f, w, f(w), g, -g)[0]), 4)
+    0.5
+    """
+
+    def rate(state, f, w, value, g, u):
+        v, found = state
+        product = lambda v: jax.jvp(jax.grad(f), (w,), (v,))[1]
+        v = scaled(v)
+        hv = product(v)
+        for _ in range(iterations - 1):
+            off = scaled(move(hv, -dot(v, hv), v))
+            h_off = product(off)
+            angle = jnp.arctan2(2 * dot(off, hv), dot(v, hv) - dot(off, h_off)) / 2
+            turn = lambda a, b: jax.tree.map(lambda a, b: jnp.cos(angle) * a + jnp.sin(angle) * b, a, b)
+            v, hv = turn(v, off), turn(hv, h_off)
+        lam = dot(v, hv)
+        off = move(hv, -lam, v)
+        found |= dot(off, off) < (0.1 * lam) ** 2
+        eta = sigma / lam  # (25)
+        return jnp.where(found & (lam > 0), eta, 0), (v, found)
+
+    def scaled(v):  # to unit length; zero stays zero
+        length = jnp.sqrt(dot(v, v))
+        return jax.tree.map(lambda v: v / jnp.where(length > 0, length, 1), v)
+
+    return Tuner(init=lambda w: (noise_like(w), jnp.zeros((), bool)), rate=rate)
+
+
+TUNERS = {
+    "constant": constant,
+    "schedule": schedule,
+    "linesearch": linesearch,
+    "greedy": greedy,
+    "cdat": cdat,
+    "polyak": polyak,
+    "hypergradient": hypergradient,
+    "exact": exact,
+}
