@@ -1,0 +1,158 @@
+"""Sharpness: the largest eigenvalue of the Hessian, without the Hessian.
+
+What this file teaches: gradient descent with rate η can sit still along an eigenvector of the Hessian only while
+ηλ < 2, so the largest eigenvalue λ, the sharpness, says how large a step the loss allows. The Hessian of a network
+with n parameters has n² entries; its product with a vector costs two gradients, and power iteration needs no more.
+
+Symbols: w parameters (any pytree), f(w) the loss, H = ∇²f(w), v a vector like w, λ the sharpness.
+Copying: this file needs JAX and numpy alone; power_iteration works for any symmetric matvec.
+Paper: Roulet et al. 2024, arXiv:2407.06183, Section 2 and Appendix B. Read next: train.py, where it is measured.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+
+class Eigenpair(NamedTuple):
+    value: float  # λ, the largest algebraic eigenvalue
+    vector: Any  # v with ‖v‖ = 1, a pytree like the start
+    iterations: int  # products Hv taken
+    residual: float  # ‖Hv − λv‖; some eigenvalue lies within it of λ
+
+
+def hvp(f, w, v):
+    """Hv, the Hessian of f at w times v (a pytree like w): a jvp of the gradient, forward over reverse.
+
+    Costs about two gradients in time, and their memory.
+
+    >>> f = lambda w: w[0] ** 2 + w[0] * w[1]
+    >>> hvp(f, jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])).tolist()
+    [4.0, 1.0]
+    """
+    return jax.jvp(jax.grad(f), (w,), (v,))[1]
+
+
+# Steps of the iteration on flat vectors. Full precision: a reduced one (TF32) would move λ by more than the tolerance.
+dot = functools.partial(jnp.matmul, precision="highest")
+
+
+def unit(v):
+    """v/‖v‖, for one array.
+
+    >>> [round(x, 2) for x in unit(jnp.array([3.0, 4.0])).tolist()]
+    [0.6, 0.8]
+    """
+    return v / jnp.linalg.norm(v)
+
+
+@jax.jit
+def noisy(v):
+    """v with as much noise, to unit length: the same noise at every call.
+
+    A warm start may be an eigenvector that is no longer the top one. It has no residual to follow; noise lets it go.
+    As much noise as v, since in n dimensions only 1/√n of it points along the one direction that is sought. It costs
+    next to nothing: the iteration sheds noise in the first few products.
+
+    >>> bool(jnp.abs(noisy(jnp.array([5.0, 0.0]))[1]) > 0.1)
+    True
+    """
+    return unit(unit(v) + unit(jax.random.normal(jax.random.key(0), v.shape, v.dtype)))
+
+
+@jax.jit
+def residual_of(basis, products):
+    """λ = vᵀHv, ‖Hv − λv‖, and the unit vector into which Hv turns v, orthogonal to the basis (whose row 0 is v).
+
+    >>> [x.tolist() for x in residual_of(jnp.array([[1.0, 0.0]]), jnp.array([[2.0, 3.0]]))]
+    [2.0, 3.0, [0.0, 1.0]]
+    """
+    v, hv = basis[0], products[0]
+    value = dot(v, hv)
+    off = hv - value * v
+    return value, jnp.linalg.norm(off), unit(off - dot(dot(basis, off), basis))
+
+
+@jax.jit
+def extend(basis, products, off, product):
+    """The basis and its products with one more row, and H in that basis: a matrix of at most 3 × 3.
+
+    >>> extend(jnp.array([[1.0, 0.0]]), jnp.array([[2.0, 3.0]]), jnp.array([0.0, 1.0]), jnp.array([3.0, 4.0]))[2].tolist()
+    [[2.0, 3.0], [3.0, 4.0]]
+    """
+    basis, products = jnp.vstack([basis, off]), jnp.vstack([products, product])
+    return basis, products, dot(basis, products.T)
+
+
+@jax.jit
+def rotate(rows, basis, products):
+    """The same space in other coordinates; H is linear, so its products follow without a new one.
+
+    >>> rotate(jnp.array([[0.0, 1.0]]), jnp.eye(2), jnp.array([[2.0, 3.0], [3.0, 4.0]]))[1].tolist()
+    [[3.0, 4.0]]
+    """
+    return dot(rows, basis), dot(rows, products)
+
+
+def best_rows(h):
+    """In coordinates where H is the small matrix h: its top eigenvector, and the move to it from the first axis.
+
+    Two orthonormal rows: the eigenvector, and the part of the move that is orthogonal to it (left out if zero).
+
+    >>> best_rows(np.diag([1.0, 2.0])).round().tolist()
+    [[0.0, 1.0], [-1.0, 0.0]]
+    """
+    top = np.linalg.eigh((h + h.T) / 2)[1][:, -1]
+    top = top if top[0] >= 0 else -top
+    move = top[0] * top
+    move[0] -= 1  # (top·e₁) top − e₁, orthogonal to top
+    length = np.linalg.norm(move)
+    return np.stack([top, move / length]) if length > 0 else top[None]
+
+
+def power_iteration(matvec, v, tol=1e-3, max_iters=1000):
+    """The largest eigenvalue of a symmetric matrix H that is known by its products alone.
+
+    matvec(v) -> Hv on pytrees like v (jit it), v the start (not zero). Stops at ‖Hv − λv‖ ≤ tol |λ| or after
+    max_iters products; one product an iteration, and memory for six vectors.
+
+    Deviation: a plain power iteration, v ← Hv/‖Hv‖, finds the eigenvalue of largest magnitude, crawls where two
+    are close, and is not done when its λ no longer changes. Here each iteration takes the unit vector with the
+    largest vᵀHv among the combinations of v, Hv and the last move of v. That is power iteration on H + sI with a
+    momentum term, shift and momentum chosen best each time (Knyazev 2001, LOBPCG with one vector), so λ only
+    rises: it is the largest *algebraic* eigenvalue that is approached, whatever the other end of the spectrum.
+
+    >>> spectrum = jnp.array([-9.0, 4.0, 1.0, -2.0])
+    >>> top = power_iteration(lambda v: spectrum * v, jnp.ones(4))
+    >>> round(top.value, 3)
+    4.0
+    """
+    v, unravel = ravel_pytree(v)
+    product = lambda v: ravel_pytree(matvec(unravel(v)))[0]
+    v = noisy(v)
+    basis, products = v[None], product(v)[None]  # rows v, last move; rows Hv, H(last move)
+    tol = max(tol, jnp.finfo(v.dtype).eps)
+    for iterations in range(1, max_iters + 1):
+        value, residual, off = residual_of(basis, products)
+        if not residual > tol * abs(value) or iterations == max_iters:  # "not >" also ends at nan
+            break
+        basis, products, small = extend(basis, products, off, product(off))
+        rows = best_rows(np.asarray(small, np.float64)).astype(v.dtype)
+        basis, products = rotate(rows, basis, products)
+    return Eigenpair(float(value), unravel(basis[0]), iterations, float(residual))
+
+
+def sharpness(f, w, v, tol=1e-3, max_iters=1000):
+    """The sharpness of f at w by `power_iteration` on `hvp`, started from v (a pytree like w; not zero).
+
+    Compiles the product anew for each call: in a training loop jit it once, w and the data being arguments.
+
+    >>> f = lambda w: w[0] ** 2 - 3 * w[1] ** 2
+    >>> round(sharpness(f, jnp.ones(2), jnp.ones(2)).value, 3)
+    2.0
+    """
+    return power_iteration(jax.jit(lambda v: hvp(f, w, v)), v, tol, max_iters)
