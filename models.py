@@ -1,0 +1,398 @@
+"""Networks as pairs of pure functions, from a linear classifier to a transformer.
+
+A network needs no framework. It is a function `init` that draws parameters w, a nested dict or list
+of arrays, and a function `apply` that maps w and a batch x to logits z. As w is a plain pytree,
+f(w) = loss(apply(w, x), y) goes as it stands into `jax.grad`, or into a jvp of a jvp for curvature.
+The networks are those of section 3 of "Stepping on the Edge: Curvature Aware Learning Rate Tuners"
+(arXiv:2407.06183), and a cnn and an rnn, small enough for a laptop; PRESETS has the paper's sizes.
+
+    images   x (batch, height, width, channels), float in [0, 1]   z (batch, classes)
+    text     x (batch, characters), int                            z (batch, characters, classes)
+
+A factory takes the shape of one sample, the number of classes (for text, of characters) and
+options; what does not fit is a ValueError of one line. It writes a spec, the shape and the start of
+every array of w, and `apply`. To copy one out, take the types, the checks and the layers it names.
+To read next: `gd.py`, which trains what is built here.
+"""
+
+import math
+from functools import partial
+from itertools import accumulate
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Model(NamedTuple):
+    init: Callable  # init(key) -> w, a pytree of parameters in the default float dtype
+    apply: Callable  # apply(w, x) -> logits, in the dtype of w
+
+
+class Normal(NamedTuple):  # the spec of one array: its entries start from N(mean, variance)
+    shape: tuple
+    variance: float = 0.0
+    mean: float = 0.0
+
+
+def draw(spec, key):
+    """w, an array for each Normal in the pytree `spec`; one long draw, cut up, compiles fastest."""
+    leaves, tree = jax.tree.flatten(spec, is_leaf=lambda leaf: isinstance(leaf, Normal))
+    ends = list(accumulate(math.prod(n.shape) for n in leaves))
+    noise = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
+    arrays = [n.mean + math.sqrt(n.variance) * e.reshape(n.shape) for n, e in zip(leaves, noise)]
+    return tree.unflatten(arrays)
+
+
+def count(model):
+    """Number of parameters, found without drawing any."""
+    w = jax.eval_shape(model.init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(w))
+
+
+def require(ok, message):
+    if not ok:
+        raise ValueError(message)
+
+
+def check(model, axes, shape, **sizes):
+    sample = {3: "images (height, width, channels)", 1: "text (characters,)"}[axes]
+    require(len(shape) == axes, f"{model} reads {sample}, not samples of shape {shape}")
+    for name, size in sizes.items():
+        require(size >= 1 and size % 1 == 0, f"{model}: {name} must be 1, 2, 3, ..., not {size}")
+
+
+# ---- Layers: functions of their own parameters and of x
+
+
+def dense_spec(fan_in, fan_out, gain=1.0):
+    """Gain 2 keeps the size of a signal through relu, which drops half of it (He et al. 2015); gain
+    1 keeps it where nothing follows, and nearly through tanh (LeCun et al. 1998). Biases are zero.
+    """
+    return {"kernel": Normal((fan_in, fan_out), gain / fan_in), "bias": Normal((fan_out,))}
+
+
+def dense(w, x):
+    """(..., fan_in) -> (..., fan_out), in the dtype of w."""
+    return x.astype(w["kernel"].dtype) @ w["kernel"] + w["bias"]
+
+
+def layers_spec(sizes, gain=1.0):
+    return [dense_spec(fan_in, fan_out, gain) for fan_in, fan_out in zip(sizes, sizes[1:])]
+
+
+def layers(w, x, act):
+    """Dense layers with an activation between them: (..., sizes[0]) -> (..., sizes[-1])."""
+    for layer in w[:-1]:
+        x = act(dense(layer, x))
+    return dense(w[-1], x)
+
+
+def norm_spec(width, scale=1.0):
+    return {"scale": Normal((width,), mean=scale), "bias": Normal((width,))}
+
+
+def normalise(x, axes, eps=1e-6):
+    x = x - x.mean(axes, keepdims=True)
+    return x * jax.lax.rsqrt((x**2).mean(axes, keepdims=True) + eps)
+
+
+def layer_norm(w, x):
+    """Mean 0 and variance 1 over the last axis, at each position alone (Ba et al. 2016)."""
+    return normalise(x, -1) * w["scale"] + w["bias"]
+
+
+def group_norm(w, x):
+    """The same over all pixels of 16 channels, or of as many as divide 16 and c (Wu & He 2018)."""
+    groups = x.reshape(*x.shape[:3], -1, math.gcd(16, x.shape[3]))
+    return normalise(groups, (1, 2, 4)).reshape(x.shape) * w["scale"] + w["bias"]
+
+
+NORMS = {"none": lambda w, x: x, "layer": layer_norm, "group": group_norm}
+
+
+def conv_spec(size, c_in, c_out, norm="none", scale=1.0):
+    """A kernel and its norm; what comes out starts multiplied by `scale`. No bias of its own."""
+    kernel = Normal((size, size, c_in, c_out), 2 / (size * size * c_in))  # gain 2, for relu
+    if norm == "none":
+        return {"kernel": kernel._replace(variance=scale**2 * kernel.variance)}
+    return {"kernel": kernel, **norm_spec(c_out, scale)}
+
+
+def conv(w, x, stride=1, norm="none"):
+    """Convolution with zeros around x, then the norm: (batch, h, w, c_in) -> (.., h/stride, ..)."""
+    x, axes = x.astype(w["kernel"].dtype), ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated(x, w["kernel"], 2 * [stride], "SAME", dimension_numbers=axes)
+    return NORMS[norm](w, x)
+
+
+def patches(x, size):
+    """Cut images into squares: (batch, h, w, c) -> (batch, h/size * w/size, size * size * c)."""
+    batch, height, width, c = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, c)
+    return x.swapaxes(2, 3).reshape(batch, -1, size * size * c)
+
+
+def attention_spec(width, inner):  # queries, keys and values are one kernel, side by side
+    return {"qkv": dense_spec(width, 3 * inner), "out": dense_spec(inner, width)}
+
+
+def attention(w, x, heads, causal=False):
+    """softmax(q k' / sqrt(d)) v: each position averages those it attends to (Vaswani et al. 2017).
+
+    (batch, positions, width) -> the same, in time and memory that grow as positions^2. If `causal`,
+    position q sees only positions k <= q. Einsum letters: b batch, h head, d width of a head.
+    """
+    qkv = dense(w["qkv"], x).reshape(*x.shape[:2], 3, heads, -1)
+    q, k, v = jnp.unstack(qkv, axis=2)  # (batch, positions, heads, d) each
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[2:], bool)), scores, -jnp.inf)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
+    return dense(w["out"], mixed.reshape(*x.shape[:2], -1))  # heads side by side again
+
+
+# ---- Networks, from easy to hard
+
+
+def linear(shape, classes):
+    """Logits linear in the pixels: f is convex, and tuners behave as in textbooks (Fig. 2).
+
+    >>> model = linear((8, 8, 1), 10)
+    >>> model.apply(model.init(jax.random.key(0)), jnp.ones((5, 8, 8, 1))).shape
+    (5, 10)
+    """
+    check("linear", 3, shape, classes=classes)
+    spec = dense_spec(math.prod(shape), classes)
+    return Model(partial(draw, spec), lambda w, x: dense(w, x.reshape(len(x), -1)))
+
+
+def mlp(shape, classes, width=128, depth=3, activation="relu"):
+    """`depth` hidden layers of `width` units, relu or tanh, then a linear one (Figs. 15 and 16).
+
+    Every kernel starts from N(0, 2 / fan_in) for relu and N(0, 1 / fan_in) for tanh.
+
+    >>> count(mlp((8, 8, 1), 10))
+    42634
+    """
+    check("mlp", 3, shape, classes=classes, width=width, depth=depth)
+    acts = {"relu": (jax.nn.relu, 2.0), "tanh": (jnp.tanh, 1.0)}  # with the gain of dense_spec
+    require(activation in acts, f"mlp: activation must be one of {[*acts]}, not {activation!r}")
+    act, gain = acts[activation]
+    spec = layers_spec([math.prod(shape), *depth * [width], classes], gain)
+    return Model(partial(draw, spec), lambda w, x: layers(w, x.reshape(len(x), -1), act))
+
+
+def cnn(shape, classes, width=16, depth=3):
+    """`depth` 3x3 convolutions of stride 2, doubling in channels; mean over pixels; dense layer.
+
+    >>> count(cnn((8, 8, 1), 10))
+    23946
+    """
+    check("cnn", 3, shape, classes=classes, width=width, depth=depth)
+    sizes = [shape[2]] + [width * 2**i for i in range(depth)]
+    convs = [{**conv_spec(3, m, n), "bias": Normal((n,))} for m, n in zip(sizes, sizes[1:])]
+
+    def apply(w, x):
+        for layer in w["convs"]:
+            x = jax.nn.relu(conv(layer, x, stride=2) + layer["bias"])
+        return dense(w["head"], x.mean((1, 2)))
+
+    return Model(partial(draw, {"convs": convs, "head": dense_spec(sizes[-1], classes)}), apply)
+
+
+def rnn(shape, classes, width=128):
+    """A recurrent layer that predicts, at each character, the next (Elman 1990).
+
+    h_t = tanh(e(x_t) + h_(t-1) W + b) from h = 0, where e(c) is a learned row for character c.
+
+    >>> count(rnn((16,), 65))
+    33217
+    """
+    check("rnn", 1, shape, classes=classes, width=width)
+    spec = {"recur": dense_spec(width, width), "head": dense_spec(width, classes)}
+    spec["embed"] = Normal((classes, width), 1 / width)
+
+    def apply(w, x):
+        def step(h, e):  # (batch, width) each
+            h = jnp.tanh(e + dense(w["recur"], h))
+            return h, h
+
+        e = w["embed"][x].swapaxes(0, 1)  # (characters, batch, width): scan runs along axis 0
+        _, h = jax.lax.scan(step, jnp.zeros_like(e[0]), e)
+        return dense(w["head"], h.swapaxes(0, 1))
+
+    return Model(partial(draw, spec), apply)
+
+
+def resnet_block_spec(c_in, c, bottleneck, norm, scale):
+    """The last convolution starts silent, those before it multiplied by `scale`."""
+    plan = [(1, c_in, c), (3, c, c), (1, c, 4 * c)] if bottleneck else [(3, c_in, c), (3, c, c)]
+    *first, last = plan  # kernel size, channels in, channels out
+    branch = [conv_spec(*sizes, norm, scale) for sizes in first] + [conv_spec(*last, norm, 0.0)]
+    if c_in == last[2]:
+        return {"branch": branch}
+    return {"branch": branch, "shortcut": conv_spec(1, c_in, last[2], norm)}
+
+
+def resnet_block(w, x, stride, norm):
+    """relu(shortcut(x) + branch(x)), where the first 3x3 convolution takes the stride."""
+    strides = (stride, 1) if len(w["branch"]) == 2 else (1, stride, 1)
+    y = x
+    for layer, s in zip(w["branch"], strides):
+        y = conv(layer, jax.nn.relu(y), s, norm)  # relu(x) = x: it comes out of a relu
+    if "shortcut" in w:
+        x = conv(w["shortcut"], x, stride, norm)
+    return jax.nn.relu(x + y)
+
+
+def resnet(shape, classes, depth=10, width=16, norm="none", stem="small"):
+    """Blocks that each add a correction to what they are given (He et al. 2016).
+
+    depth  10, 18, 34: two 3x3 convolutions a block; 50: a bottleneck of 1x1, 3x3 and 1x1
+    width  channels of the first stage, doubled in each later one; 64 as published
+    norm   none, layer (over the channels of a pixel) or group, after every convolution
+    stem   small (3x3), or imagenet (7x7 with stride 2, then a max pool with stride 2)
+
+    All branches start at zero, so that any depth starts shallow. With a norm, its last scale in a
+    branch is zero (Goyal et al. 2017). Without, the last kernel is, and the m - 1 others are scaled
+    by blocks^(-1 / (2m - 2)), as in Fixup (Zhang et al. 2019), whose scalars are left out.
+
+    >>> count(resnet((8, 8, 1), 10, width=4))
+    19470
+    """
+    check("resnet", 3, shape, classes=classes, width=width)
+    stages = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+    stems = {"small": (3, 1), "imagenet": (7, 2)}  # kernel size and stride
+    require(depth in stages, f"resnet: depth must be one of {[*stages]}, not {depth!r}")
+    require(norm in NORMS, f"resnet: norm must be one of {[*NORMS]}, not {norm!r}")
+    require(stem in stems, f"resnet: stem must be one of {[*stems]}, not {stem!r}")
+    bottleneck, blocks = depth == 50, sum(stages[depth])
+    scale = blocks ** (-1 / 4 if bottleneck else -1 / 2) if norm == "none" else 1.0
+    inner = [width * 2**stage for stage, n in enumerate(stages[depth]) for _ in range(n)]
+    outer = [width] + [4 * c if bottleneck else c for c in inner]  # channels between blocks
+    strides = [2 if now > before else 1 for before, now in zip(inner[:1] + inner, inner)]
+    spec = {
+        "stem": conv_spec(stems[stem][0], shape[2], width, norm),
+        "blocks": [resnet_block_spec(a, c, bottleneck, norm, scale) for a, c in zip(outer, inner)],
+        "head": dense_spec(outer[-1], classes),
+    }
+
+    def apply(w, x):
+        x = jax.nn.relu(conv(w["stem"], x, stems[stem][1], norm))
+        if stem == "imagenet":  # the largest value of each 3x3 window, every second pixel
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+        for block, stride in zip(w["blocks"], strides):
+            x = resnet_block(block, x, stride, norm)
+        return dense(w["head"], x.mean((1, 2)))
+
+    return Model(partial(draw, spec), apply)
+
+
+def stack_spec(depth, width, classes, mix, head_gain=0.0):
+    """What mixer, vit and transformer share; published mixers and vits start with a head of 0."""
+    norm, mlp = norm_spec(width), layers_spec([width, 4 * width, width])
+    block = {"norms": [norm, norm], "mix": mix, "mlp": mlp}
+    return {"blocks": depth * [block], "norm": norm, "head": dense_spec(width, classes, head_gain)}
+
+
+def stack(w, x, mix, act):
+    """`mix` works across positions, the MLP at each alone; x is only ever added to (pre-norm)."""
+    for block in w["blocks"]:
+        x = x + mix(block["mix"], layer_norm(block["norms"][0], x))
+        x = x + layers(block["mlp"], layer_norm(block["norms"][1], x), act)
+    return layer_norm(w["norm"], x)
+
+
+def mixer(shape, classes, width=64, depth=2, patch=4):
+    """MLP-Mixer: MLPs across patches and across channels, by turns (Tolstikhin et al. 2021).
+
+    Their hidden sizes are width / 2 and 4 * width, as in every published one. No dropout.
+
+    >>> count(mixer((8, 8, 1), 10))
+    69138
+    """
+    check("mixer", 3, shape, classes=classes, width=width, depth=depth, patch=patch)
+    fits = shape[0] % patch == shape[1] % patch == 0
+    require(fits, f"mixer: patch must divide height and width {shape[:2]}, not be {patch}")
+    tokens = shape[0] * shape[1] // patch**2
+    spec = stack_spec(depth, width, classes, layers_spec([tokens, math.ceil(width / 2), tokens]))
+    spec["embed"] = dense_spec(patch * patch * shape[2], width)
+
+    def mix(w, x):  # swapped to (batch, width, tokens), so that the layers act across tokens
+        return layers(w, x.swapaxes(1, 2), jax.nn.gelu).swapaxes(1, 2)
+
+    def apply(w, x):
+        x = dense(w["embed"], patches(x, patch))
+        return dense(w["head"], stack(w, x, mix, jax.nn.gelu).mean(1))
+
+    return Model(partial(draw, spec), apply)
+
+
+def vit(shape, classes, width=64, depth=2, patch=4, heads=4):
+    """Vision transformer: attention among the patches of an image (Dosovitskiy et al. 2021).
+
+    Positions are learned; the class is read off a learned token before the patches. No dropout.
+
+    >>> count(vit((8, 8, 1), 10))
+    102218
+    """
+    check("vit", 3, shape, classes=classes, width=width, depth=depth, patch=patch, heads=heads)
+    fits = shape[0] % patch == shape[1] % patch == 0
+    require(fits, f"vit: patch must divide height and width {shape[:2]}, not be {patch}")
+    require(width % heads == 0, f"vit: heads must divide the width {width}, not be {heads}")
+    tokens = 1 + shape[0] * shape[1] // patch**2
+    spec = {
+        "embed": dense_spec(patch * patch * shape[2], width),
+        "token": Normal((width,)),
+        "positions": Normal((tokens, width), 0.02**2),
+        **stack_spec(depth, width, classes, attention_spec(width, width)),
+    }
+
+    def apply(w, x):
+        x = dense(w["embed"], patches(x, patch))
+        token = jnp.broadcast_to(w["token"], (len(x), 1, width))
+        x = jnp.concatenate([token, x], axis=1) + w["positions"]
+        return dense(w["head"], stack(w, x, partial(attention, heads=heads), jax.nn.gelu)[:, 0])
+
+    return Model(partial(draw, spec), apply)
+
+
+def transformer(shape, classes, width=64, depth=2, heads=4, attention_width=None):
+    """Decoder-only transformer that predicts, at each character, the next. No dropout.
+
+    `attention_width` is that of all heads together, and `width` where it is not given.
+
+    >>> count(transformer((16,), 65))
+    109505
+    """
+    inner = width if attention_width is None else attention_width
+    check("transformer", 1, shape, classes=classes, width=width, depth=depth, heads=heads)
+    check("transformer", 1, shape, attention_width=inner)
+    require(inner % heads == 0, f"transformer: heads must divide the width {inner}, not be {heads}")
+    spec = {
+        "embed": Normal((classes, width), 1 / width),
+        "positions": Normal((*shape, width), 1 / width),
+        **stack_spec(depth, width, classes, attention_spec(width, inner), head_gain=1.0),
+    }
+
+    def apply(w, x):
+        x = w["embed"][x] + w["positions"][: x.shape[1]]
+        mix = partial(attention, heads=heads, causal=True)
+        return dense(w["head"], stack(w, x, mix, jax.nn.relu))
+
+    return Model(partial(draw, spec), apply)
+
+
+MODELS = {f.__name__: f for f in (linear, mlp, cnn, rnn, resnet, mixer, vit, transformer)}
+
+PRESETS = {  # the paper's own, as (model, options); it does not name the stem of its resnets
+    "mlp-fig15": ("mlp", {"width": 256, "depth": 3}),
+    "mlp-fig16": ("mlp", {"width": 1024, "depth": 1}),
+    "resnet34": ("resnet", {"depth": 34, "width": 64, "norm": "none", "stem": "small"}),
+    "resnet50": ("resnet", {"depth": 50, "width": 64, "norm": "layer", "stem": "small"}),
+    "mixer-ti8": ("mixer", {"width": 192, "depth": 12, "patch": 8}),
+    "vit-ti32": ("vit", {"width": 192, "depth": 12, "patch": 32, "heads": 3}),
+    # Attention width 32 is that of all 8 heads together, as in the optax example of this name.
+    "nanolm": ("transformer", {"width": 256, "depth": 6, "heads": 8, "attention_width": 32}),
+}
