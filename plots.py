@@ -34,24 +34,15 @@ COLORS = {
 STYLES = ["-", "--", ":", "-."]  # runs of one tuner
 
 
-def load_run(folder):
-    """(settings, history) of a run folder: a dict, and a dict of one array a column of metrics.csv.
-
-    Raises OSError where a file is missing and ValueError where one is broken, in one line that names it.
-
-    >>> load_run("no/such/run")
-    Traceback (most recent call last):
-    FileNotFoundError: no/such/run: not a run folder, it has no config.json
-    """
-    settings, metrics = Path(folder) / "config.json", Path(folder) / "metrics.csv"
-    for file in (settings, metrics):
-        if not file.is_file():
-            raise FileNotFoundError(f"{folder}: not a run folder, it has no {file.name}")
+def read_settings(folder):
+    """The settings of a run folder, a dict. Raises OSError or ValueError in one line that names what is wrong."""
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder}: not a run folder, it has no config.json")
     try:
-        config = json.loads(settings.read_text())
-    except ValueError:
-        raise ValueError(f"{settings}: broken, not a whole JSON object") from None
-    return config, read_metrics(metrics)
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        raise ValueError(f"{file}: broken, not a whole JSON object") from None
 
 
 def read_metrics(file):
@@ -61,6 +52,8 @@ def read_metrics(file):
     >>> read_metrics("metrics.csv")["loss"].tolist()
     [2.5, nan]
     """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: there is no such file")
     header, *rows = Path(file).read_text().splitlines() or [""]
     names = header.split(",")
     try:
@@ -68,6 +61,16 @@ def read_metrics(file):
     except ValueError:
         raise ValueError(f"{file}: broken, a row is not {len(names)} numbers") from None
     return dict(zip(names, table.T))
+
+
+def load_run(folder):
+    """(settings, history) of a run folder: a dict, and a dict of one array a column of metrics.csv.
+
+    >>> load_run("no/such/run")
+    Traceback (most recent call last):
+    FileNotFoundError: no/such/run: not a run folder, it has no config.json
+    """
+    return read_settings(folder), read_metrics(Path(folder) / "metrics.csv")
 
 
 def edge(config):

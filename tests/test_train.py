@@ -1,0 +1,258 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import gd
+import train
+
+TINY = ["--samples", "64", "--width", "8", "--depth", "1", "--steps", "12", "--sharpness-every", "5", "--no-plot"]
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs a tiny command line and returns what it printed, and the folder of runs."""
+
+    def run(*flags):
+        train.main([*TINY, "--out", str(tmp_path / "runs"), *map(str, flags)])
+        return capsys.readouterr().out
+
+    run.folder = tmp_path / "runs"
+    return run
+
+
+def refused(capsys, *flags):
+    """The one line that a command line is refused with."""
+    with pytest.raises(SystemExit) as end:
+        train.main(list(flags))
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and message.count("\n") == 1 and message.startswith("train.py: ")
+    return message
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+
+def test_flags_multiply_only_the_tuners_that_take_them():
+    configs = train.configurations({"tuner": ["greedy", "constant", "cdat"], "lr": [0.1, 0.2], "seed": [0, 1]})
+    kinds = [(config.tuner, config.lr, config.seed) for config in configs]
+    assert kinds == [("greedy", 0.1, 0), ("greedy", 0.1, 1), ("constant", 0.1, 0), ("constant", 0.1, 1),
+                     ("constant", 0.2, 0), ("constant", 0.2, 1), ("cdat", 0.1, 0), ("cdat", 0.1, 1)]  # fmt: skip
+
+
+def test_each_run_of_a_product_has_a_folder_of_its_own():
+    configs = train.configurations({"tuner": list(train.tuners.TUNERS), "lr": [0.1, 0.2], "sigma": [1.0, 2.0],
+                                    "seed": [0, 1], "optimizer": ["gd", "adam"], "batch_size": [0, 32]})  # fmt: skip
+    assert len({train.name_of(config) for config in configs}) == len(configs) == 2 * 2 * 2 * (2 * 3 + 2 * 2 + 3)
+
+
+def test_every_number_of_a_run_is_in_its_name_but_where_it_is_kept_and_how_long_it_is():
+    outside = {name for name, field in train.FIELDS.items() if not field.metadata["names_run"]}
+    assert outside == set(train.OUTSIDE) | {"steps"}
+
+
+@pytest.mark.parametrize(
+    "flags, culprit",
+    [
+        (["--tuner", "greedy", "--sigma", "2"], "--sigma"),
+        (["--lr", "0.1"], "--lr"),
+        (["--tuner", "constant", "--lr", "nan"], "--lr"),
+        (["--tuner", "constant", "--lr", "0"], "--lr"),
+        (["--sigma", "2", "-1"], "--sigma"),
+        (["--beta", "1"], "--beta"),
+        (["--steps", "0"], "--steps"),
+        (["--steps", "1e3"], "--steps"),
+        (["--ste", "5"], "--ste"),
+        (["--tuner", "adam"], "--tuner"),
+        (["--tuner"], "--tuner"),
+        (["--preset", "resnet34", "--model", "mlp"], "--preset"),
+        (["--preset", "mlp-fig15", "--width", "3"], "--width"),
+        (["--model", "linear", "--depth", "3"], "--depth"),
+        (["--model", "rnn"], "rnn"),
+        (["--samples", "5000"], "5000 samples"),
+        (["--batch-size", "2000"], "--batch-size"),
+        (["--data-dir", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it_and_leaves_nothing_behind(capsys, tmp_path, flags, culprit):
+    assert culprit in refused(capsys, "--out", str(tmp_path / "runs"), *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+# ------------------------------------------------------------------------------------------------ what is trained
+
+
+def test_the_losses_are_those_of_their_formulas():
+    logits, y = np.random.default_rng(0).normal(size=(5, 3)), np.array([0, 2, 1, 1, 0])
+    with jax.enable_x64(True):
+        onehot = np.eye(3)[y]
+        assert float(train.mse(logits, y)) == pytest.approx(0.5 * np.mean(np.sum((logits - onehot) ** 2, 1)), abs=1e-14)
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        assert float(train.ce(logits, y)) == pytest.approx(-np.mean(np.log(p[range(5), y])), abs=1e-14)
+        text, characters = np.stack([logits, logits]), np.stack([y, y])  # averaged over characters too
+        assert float(train.ce(text, characters)) == pytest.approx(float(train.ce(logits, y)), abs=1e-14)
+
+
+def test_cross_entropy_stays_finite_for_huge_logits():
+    assert float(train.ce(np.array([[1e30, 0.0]], np.float32), np.array([1]))) == pytest.approx(1e30)
+
+
+def test_the_objective_is_the_data_loss_plus_half_the_decay_of_all_leaves(run):
+    run("--weight-decay", 0, "--tuner", "constant", "--steps", 1)
+    run("--weight-decay", 0.5, "--tuner", "constant", "--steps", 1)
+    plain, decayed = [train.plots.load_run(folder)[1] for folder in sorted(run.folder.iterdir())]
+    w = train.models.mlp((8, 8, 1), 10, width=8, depth=1).init(jax.random.key(0))
+    half_square = 0.5 * sum(float((np.asarray(leaf) ** 2).sum()) for leaf in jax.tree.leaves(w))
+    assert decayed["loss"][0] - plain["loss"][0] == pytest.approx(0.5 * half_square, rel=1e-5)
+    assert decayed["test_loss"][0] == plain["test_loss"][0]  # the decay belongs to training
+
+
+def test_the_batch_of_a_step_depends_on_seed_and_step_and_an_epoch_takes_each_sample_once():
+    config = train.Config(batch_size=3, seed=5)
+    epoch = [train.rows_of(config, t, 11) for t in range(6)]
+    assert len(set(np.concatenate(epoch[:3]))) == len(set(np.concatenate(epoch[3:]))) == 9  # 2 of 11 are left out
+    assert not np.array_equal(epoch[0], epoch[3])
+    train.shuffled.cache_clear()
+    np.testing.assert_array_equal(train.rows_of(config, 4, 11), epoch[4])
+    assert not np.array_equal(train.rows_of(dataclasses.replace(config, seed=6), 0, 11), epoch[0])
+
+
+def test_the_log_says_how_many_samples_the_remainder_batch_drops(run):
+    assert "drop 14 of 64" in run("--batch-size", 25, "--steps", 2)
+
+
+# ------------------------------------------------------------------------------------------------- a run on disk
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_log_interval(run):
+    for out in ("a", "b", "c"):
+        run("--out", run.folder / out, "--log-every", {"a": 1, "b": 5, "c": 100}[out], "--batch-size", 0, 16)
+    for name in ("digits-mlp-gd-cdat-samples64-width8-depth1-sharpness_every5",
+                 "digits-mlp-gd-cdat-samples64-width8-depth1-batch_size16-sharpness_every5"):  # fmt: skip
+        files = [(run.folder / out / name / "metrics.csv").read_bytes() for out in "abc"]
+        assert files[0] == files[1] == files[2] and files[0].count(b"\n") == 13
+
+
+def test_a_row_a_step_and_nan_where_nothing_was_measured(run):
+    run()
+    (folder,) = run.folder.iterdir()
+    config, history = train.plots.load_run(folder)
+    assert list(history) == list(train.COLUMNS + train.MEASURED)
+    assert history["step"].tolist() == list(range(12))
+    for name in train.MEASURED:
+        assert np.flatnonzero(np.isfinite(history[name])).tolist() == [0, 5, 10]
+    assert np.isnan(history["turn"][0]) and np.all(np.abs(history["turn"][1:]) <= 1 + 1e-6)
+    assert config["status"] == "done" and config["sigma"] == 2 and {"jax", "numpy", "device"} <= set(config)
+    assert sorted(file.name for file in folder.iterdir()) == ["checkpoint.npz", "config.json", "metrics.csv"]
+
+
+def test_logged_numbers_read_back_as_the_same_float32(run):
+    config = train.Config(samples=64, width=8, depth=1, steps=1, out=str(run.folder))
+    history = train.train(config)
+    network = train.models.mlp((8, 8, 1), 10, width=8, depth=1)
+    data = train.data.load("digits", samples=64)
+    loss = lambda w: train.mse(network.apply(w, data.x), data.y) + 0.5 * np.float32(1e-5) * gd.dot(w, w)
+    value = np.asarray(jax.jit(loss)(network.init(jax.random.key(0))))
+    assert np.float32(history["loss"][0]) == pytest.approx(value, rel=1e-6)
+    text = (run.folder / train.name_of(config) / "metrics.csv").read_text().splitlines()[1].split(",")[1]
+    assert str(np.float32(text)) == text
+
+
+def test_a_finished_run_is_shown_again_not_repeated(run):
+    first = run("--tuner", "greedy")
+    file = next(run.folder.glob("*greedy*/metrics.csv"))
+    stamp = file.stat().st_mtime_ns
+    again = run("--tuner", "greedy")
+    assert file.stat().st_mtime_ns == stamp and "loss 0" not in again
+    assert again.splitlines()[-1] == first.splitlines()[-1]
+    run("--tuner", "greedy", "--overwrite")
+    assert file.stat().st_mtime_ns > stamp
+
+
+def test_a_folder_that_holds_another_run_is_refused_with_what_differs(run, capsys):
+    run("--steps", 3)
+    message = refused(capsys, *TINY, "--out", str(run.folder))
+    assert "--steps 3" in message and "--overwrite" in message
+
+
+def test_a_diverged_run_is_kept_reported_and_the_others_go_on(run):
+    text = run("--tuner", "constant", "greedy", "--lr", 1e9, "--steps", 40, "--log-every", 4)
+    config, history = train.plots.load_run(next(run.folder.glob("*constant*")))
+    assert config["status"] == "diverged"
+    assert np.isfinite(history["loss"][:-1]).all() and not np.isfinite(history["loss"][-1])
+    assert f"constant 1e+09 diverged: its loss is not finite at step {len(history['loss']) - 1}" in text
+    assert train.plots.load_run(next(run.folder.glob("*greedy*")))[0]["status"] == "done"
+
+
+def test_a_sweep_over_numbers_traces_the_step_once(run, monkeypatch):
+    traced = []
+    make_step = gd.make_step
+    monkeypatch.setattr(gd, "make_step", lambda *args: traced.append(args) or make_step(*args))
+    train.functions.cache_clear()
+    run("--tuner", "constant", "--lr", *[0.01 * 2**k for k in range(8)], "--steps", 3)
+    assert len(traced) == 1 and len(list(run.folder.iterdir())) == 8
+
+
+# --------------------------------------------------------------------------------------------- what a person sees
+
+
+def test_the_table_marks_the_best_run_and_warns_of_a_best_value_on_the_border(run):
+    text = run("--tuner", "constant", "--lr", 0.001, 0.002, 0.004)
+    lines = text.splitlines()
+    assert [line for line in lines if " *" in line][0].startswith("constant 0.004")
+    assert "constant with gd: the best --lr, 0.004, lies on the border of its grid; widen it" in lines
+
+
+def test_runs_are_compared_by_the_mean_loss_of_their_last_five_steps():
+    assert train.final_loss({"loss": np.array([9.0, 1, 2, 3, 4, 5])}) == 3
+    assert train.final_loss({"loss": np.array([1.0, np.nan])}) == np.inf
+
+
+def test_the_lines_of_a_run_fit_eighty_columns(run):
+    text = run("--tuner", "constant", "linesearch", "greedy", "cdat",)
+    assert max(len(line) for line in text.splitlines() if str(run.folder) not in line) <= 80
+
+
+def test_figures_are_drawn_for_each_run_and_for_all(run, tmp_path):
+    flags = [flag for flag in TINY if flag != "--no-plot"]
+    train.main([*flags, "--tuner", "greedy", "cdat", "--out", str(run.folder)])
+    assert len(list(run.folder.glob("*/figure.png"))) == 2 and (run.folder / "overlay.png").exists()
+
+
+# -------------------------------------------------------------------------------------------------- sharpness
+
+
+@pytest.mark.parametrize("optimizer", ["gd", "rmsprop", "adam"])
+def test_logged_sharpness_is_the_dense_one_of_the_preconditioned_hessian(optimizer, tmp_path):
+    with jax.enable_x64(True):
+        config = train.Config(samples=32, model="mlp", width=1, depth=1, optimizer=optimizer, steps=31, beta=0.9,
+                              sharpness_every=30, out=str(tmp_path))  # fmt: skip
+        history = train.train(config)
+        data = train.data.load("digits", samples=32)
+        network = train.models.mlp((8, 8, 1), 10, width=1, depth=1)
+        carry = gd.init_carry(network.init(jax.random.key(0)), gd.OPTIMIZERS[optimizer](), train.tuners.cdat(2, 0.9))
+        loss = lambda w, _: train.mse(network.apply(w, data.x), data.y) + 0.5e-5 * gd.dot(w, w)
+        step = jax.jit(gd.make_step(loss, gd.OPTIMIZERS[optimizer](), train.tuners.cdat(2.0, 0.9)))
+        for _ in range(30):
+            carry, _ = step(carry, None)
+        flat, unravel = jax.flatten_util.ravel_pytree(carry.w)
+        g = np.asarray(jax.jit(jax.grad(lambda v: loss(unravel(v), None)))(flat))
+        state = [np.asarray(jax.flatten_util.ravel_pytree(part)[0]) for part in carry.optimizer]
+        if optimizer == "gd":
+            p = np.ones_like(g)
+        elif optimizer == "rmsprop":
+            nu = np.asarray(jax.flatten_util.ravel_pytree(carry.optimizer)[0])
+            p = np.sqrt(0.999 * nu + 0.001 * g**2 + 1e-8)
+        else:
+            p = np.sqrt((0.999 * state[1] + 0.001 * g**2) / (1 - 0.999**31)) + 1e-8
+        dense = np.asarray(jax.jit(jax.hessian(lambda v: loss(unravel(v), None)))(flat))
+        top = np.linalg.eigvalsh(dense / np.sqrt(p)[:, None] / np.sqrt(p)[None])[-1]
+        assert history["sharpness"][30] == pytest.approx(top, rel=1e-3)
+
+
+def test_settings_survive_the_way_through_config_json(run):
+    run("--tuner", "linesearch", "--grow", "inf", "--steps", 2)
+    there = json.loads(next(run.folder.glob("*/config.json")).read_text())
+    assert there["grow"] == float("inf") and run("--tuner", "linesearch", "--grow", "inf", "--steps", 2)

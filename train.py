@@ -1,0 +1,598 @@
+"""Train a network with a learning rate tuner, and watch the sharpness.
+
+    python train.py --tuner cdat --sigma 2
+    python train.py --tuner constant linesearch greedy cdat --lr 0.1
+
+What this file teaches: how the parts compose. A loss is a model (models.py) on data (data.py); a step is an
+optimizer (gd.py) and a tuner (tuners.py) on that loss; the sharpness (sharpness.py) is measured beside it. The
+loop is `train`: plain Python around one jitted step, which it never waits for between two log intervals.
+
+Every run is a folder runs/NAME with config.json, metrics.csv, checkpoint.npz and figure.png. Read next: plots.py.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import data
+import gd
+import models
+import plots
+import sharpness
+import tuners
+
+
+def flag(default, help, allowed=None, of=(), names_run=True):
+    """A field of Config and its flag. allowed: a tuple of words, or an interval such as "(0, 1]"; of: the tuners,
+    optimizers, models or data sets that take it (none: all); names_run: whether it changes the numbers of a run."""
+    return dataclasses.field(default=default, metadata=dict(help=help, allowed=allowed, of=of, names_run=names_run))
+
+
+IMAGES = ("digits", "mnist", "cifar10", "cifar100", "imagenette")
+LAYERED = ("mlp", "cnn", "resnet", "mixer", "vit", "transformer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run. The fields are the flags of the command line, in this order."""
+
+    # what
+    dataset: str = flag("digits", "data set", tuple(data.DATASETS))
+    data_dir: str = flag("datasets", "folder that holds the data sets, or is to", names_run=False)
+    samples: int = flag(1024, "training samples, balanced over the classes; 0 = all", "[0, 1e9]")
+    image_size: int = flag(224, "side of the square that is cropped", "[1, 4096]", of=("imagenette",))
+    standardize: bool = flag(False, "give each channel mean 0 and deviation 1", of=IMAGES)
+    model: str = flag("mlp", "network", tuple(models.MODELS))
+    preset: str = flag("", "a network of the paper, in its size", tuple(models.PRESETS))
+    width: int = flag(0, "units, or channels of the first stage; 0 = the model's own", "[0, 65536]", of=(*LAYERED, "rnn"))
+    depth: int = flag(0, "layers or blocks (resnet: 10, 18, 34, 50); 0 = the model's own", "[0, 1000]", of=LAYERED)
+    norm: str = flag("none", "normalisation", tuple(models.NORMS), of=("resnet",))
+    activation: str = flag("relu", "between the layers", ("relu", "tanh"), of=("mlp",))
+    loss: str = flag("mse", "mse = half the squared error, ce = cross-entropy", ("mse", "ce"))
+    weight_decay: float = flag(1e-5, "c in the term c/2 |w|^2 of the loss", "[0, inf)")
+    seed: int = flag(0, "seed of the parameters and of the mini-batches", "[0, 4294967295]")
+    # how
+    optimizer: str = flag("gd", "what gives the direction", tuple(gd.OPTIMIZERS))
+    momentum: float = flag(0.9, "decay of its average", "[0, 1)", of=("momentum",))
+    beta1: float = flag(0.9, "decay of the average of g", "[0, 1)", of=("adam",))
+    beta2: float = flag(0.999, "decay of the average of g^2", "[0, 1)", of=("rmsprop", "adam"))
+    eps: float = flag(1e-8, "what keeps the division finite", "[0, inf)", of=("rmsprop", "adam"))
+    tuner: str = flag("cdat", "what sets the learning rate", tuple(tuners.TUNERS))
+    lr: float = flag(0.1, "learning rate", "(0, inf)", of=("constant", "schedule", "hypergradient"))
+    sigma: float = flag(2.0, "scaling factor; for cdat 1 = greedy, 2 = on edge", "(0, inf)", of=("cdat", "exact"))
+    beta: float = flag(0.0, "decay of its moving averages", "[0, 1)", of=("cdat",))
+    slope: float = flag(1e-4, "share of the predicted decrease", "[0, 1)", of=("linesearch",))
+    slack: float = flag(0.0, "relative increase that is accepted", "[0, inf)", of=("linesearch",))
+    shrink: float = flag(0.8, "factor after a failed trial", "(0, 1)", of=("linesearch",))
+    grow: float = flag(4.0, "factor on the last rate; inf = start from --lr-max", "(1, inf]", of=("linesearch",))
+    lr_max: float = flag(1.0, "largest learning rate", "(0, inf)", of=("linesearch", "polyak"))
+    warmup: float = flag(0.1, "fraction of the steps that warm up", "[0, 1)", of=("schedule",))
+    decay: str = flag("cosine", "after the warm-up", ("constant", "linear", "cosine"), of=("schedule",))
+    hyper_rate: float = flag(0.1, "learning rate of the learning rate", "[0, 1]", of=("hypergradient",))
+    batch_size: int = flag(0, "samples a step; 0 = all, full batch", "[0, 1e9]")
+    chunk_size: int = flag(0, "samples in memory at a time; 0 = the whole batch", "[0, 1e9]")
+    steps: int = flag(2000, "steps", "[1, 1e9]", names_run=False)
+    # measure
+    sharpness_every: int = flag(100, "steps between two measurements", "[1, 1e9]")
+    sharpness_samples: int = flag(0, "training samples it is measured on; 0 = all", "[0, 1e9]")
+    sharpness_tol: float = flag(1e-3, "its relative residual", "(0, 1)")
+    no_sharpness: bool = flag(False, "do not measure it")
+    # run
+    precision: str = flag("float32", "of matrix products", ("float32", "tensorfloat32", "bfloat16"))
+    out: str = flag("runs", "folder that holds the run folders", names_run=False)
+    resume: bool = flag(False, "go on from the checkpoint, if there is one", names_run=False)
+    overwrite: bool = flag(False, "run again what is there already", names_run=False)
+    log_every: int = flag(100, "steps between two writes to disk", "[1, 1e9]", names_run=False)
+    no_plot: bool = flag(False, "draw no figure", names_run=False)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+PARTS = ("dataset", "model", "optimizer", "tuner")  # what is chosen by name, and may take flags of its own
+SEVERAL = ("optimizer", "tuner", "lr", "sigma", "beta", "batch_size", "seed")  # flags that take several values
+
+
+# ---------------------------------------------------------------------------------------- command line to configs
+
+
+def dashed(name):
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def fail(message, code=2):
+    """One line on stderr, and the end."""
+    print("train.py:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def parser():
+    """The command line, made from the fields of Config. Only flags that were given end up in its result."""
+    parser = argparse.ArgumentParser(
+        usage="python train.py [--flag value ...]",
+        description="Train a network with a learning rate tuner, and watch the sharpness.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for name, field in FIELDS.items():
+        kind, about = type(field.default), field.metadata
+        text = ", ".join(about["of"]) + ": " * bool(about["of"]) + about["help"]
+        if kind is bool:
+            parser.add_argument(dashed(name), action="store_true", help=text)
+            continue
+        words = dict(choices=about["allowed"]) if isinstance(about["allowed"], tuple) else dict(metavar=kind.__name__)
+        several = dict(nargs="+") if name in SEVERAL else {}
+        parser.add_argument(dashed(name), type=kind, help=f"{text} ({field.default})", **words, **several)
+    parser.error = fail
+    return parser
+
+
+def configurations(given):
+    """The runs that flags ask for: the product of their values, each flag for the parts that take it.
+
+    given is a dict from field to a value, or to a list where the flag takes several. Raises ValueError.
+
+    >>> [(c.tuner, c.lr, c.sigma) for c in configurations({"tuner": ["constant", "cdat"], "sigma": [1.0, 2.0]})]
+    [('constant', 0.1, 2.0), ('cdat', 0.1, 1.0), ('cdat', 0.1, 2.0)]
+    """
+    values = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+    if "preset" in given:
+        model = models.PRESETS[given["preset"]][0]
+        if given.get("model", model) != model:
+            raise ValueError(f"--model {given['model']} contradicts --preset {given['preset']}, which is a {model}")
+        values["model"] = [model]
+    chosen = {part: values.pop(part, [FIELDS[part].default]) for part in PARTS}
+    runs, taken = [], set()
+    for choice in itertools.product(*chosen.values()):
+        takers = {*choice[:1], *choice[2:]} if "preset" in given else set(choice)  # a preset fixes its options
+        sets = {name: v for name, v in values.items() if not (of := FIELDS[name].metadata["of"]) or takers & set(of)}
+        taken |= set(sets)
+        for combination in itertools.product(*sets.values()):
+            runs.append(Config(**dict(zip(PARTS, choice)), **dict(zip(sets, combination))))
+    for name in values:
+        if name not in taken:
+            takers = ", ".join(FIELDS[name].metadata["of"])
+            raise ValueError(f"{dashed(name)} applies to nothing that was chosen; it belongs to {takers}")
+    for config in runs:
+        check(config)
+    return list(dict.fromkeys(runs))
+
+
+def check(config):
+    """Raises ValueError for a value that is not allowed."""
+    for name, field in FIELDS.items():
+        value, allowed = getattr(config, name), field.metadata["allowed"]
+        if isinstance(allowed, tuple) and value not in (*allowed, field.default):
+            raise ValueError(f"{dashed(name)} is {value!r}; it must be one of {', '.join(allowed)}")
+        if isinstance(allowed, str):
+            low, high = map(float, allowed[1:-1].split(","))
+            above = value > low if allowed[0] == "(" else value >= low
+            below = value < high if allowed[-1] == ")" else value <= high
+            if not (above and below):
+                raise ValueError(f"{dashed(name)} is {value}; it must be in {allowed}")
+
+
+def name_of(config):
+    """The name of a run's folder: data set, model, optimizer, tuner, and each setting that is not the default.
+
+    >>> name_of(Config(tuner="constant", lr=0.05, seed=3))
+    'digits-mlp-gd-constant-seed3-lr0.05'
+    """
+    words = [config.dataset, config.preset or config.model, config.optimizer, config.tuner]
+    for name, field in FIELDS.items():
+        value = getattr(config, name)
+        if field.metadata["names_run"] and name not in (*PARTS, "preset") and value != field.default:
+            words.append(name if value is True else f"{name}{value:.10g}" if type(value) is float else f"{name}{value}")
+    return "-".join(words)
+
+
+# ------------------------------------------------------------------------------------ what is trained and measured
+
+
+def mse(logits, y):
+    """½‖z − onehot(y)‖², averaged over samples (and characters)."""
+    return 0.5 * jnp.mean(jnp.sum((logits - jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)) ** 2, -1))
+
+
+def ce(logits, y):
+    """−log softmax(z)[y], averaged over samples (and characters)."""
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], -1)
+    return -jnp.mean(picked)
+
+
+LOSSES = {"mse": mse, "ce": ce}
+
+
+def arguments(config, part):
+    """What the factory of the chosen part is called with, but for words of its own and shapes."""
+    chosen, named = getattr(config, part), {"momentum": "beta", "hyper_rate": "rate"}
+    if part == "model" and config.preset:
+        return models.PRESETS[config.preset][1]
+    values = {name: getattr(config, name) for name, field in FIELDS.items() if chosen in field.metadata["of"]}
+    values |= {"schedule": {"steps": config.steps}, "linesearch": {"max_trials": 30 if config.batch_size else 1000}}.get(
+        chosen, {}
+    )
+    return {named.get(name, name): value for name, value in values.items() if part != "model" or value}
+
+
+def numbers_of(config):
+    """The hyperparameters that are numbers. They enter the jitted functions as arguments: no value compiles anew."""
+    numbers = {"weight_decay": config.weight_decay}
+    for part in ("optimizer", "tuner"):
+        numbers[part] = {name: v for name, v in arguments(config, part).items() if not isinstance(v, str)}
+    return numbers
+
+
+@functools.cache
+def functions(model, options, shape, classes, loss, optimizer, tuner, decay, chunk_size):
+    """What is compiled for one kind of run, jitted: init, step, look, hessian, align, test.
+
+    Cached by its arguments, so that the runs of a sweep share one compilation.
+    """
+    network = models.MODELS[model](shape, classes, **dict(options))
+    words = {"decay": decay} if tuner == "schedule" else {}
+
+    def make(numbers):
+        return gd.OPTIMIZERS[optimizer](**numbers["optimizer"]), tuners.TUNERS[tuner](**numbers["tuner"], **words)
+
+    def data_loss(w, batch):
+        x, y = batch
+        return LOSSES[loss](network.apply(w, x), y)
+
+    def objective(weight_decay):
+        return lambda w, batch: data_loss(w, batch) + 0.5 * weight_decay * gd.dot(w, w)
+
+    def pick(samples, rows):
+        return samples if rows is None else jax.tree.map(lambda a: a[rows], samples)
+
+    def init(seed, numbers):
+        return gd.init_carry(network.init(jax.random.key(seed)), *make(numbers))
+
+    def step(carry, samples, rows, numbers):
+        step = gd.make_step(objective(numbers["weight_decay"]), *make(numbers), chunk_size)
+        return step(carry, pick(samples, rows))
+
+    def look(carry, samples, rows, numbers):
+        """The direction u that the next step takes, its P^(-1/2), and what the on-edge rate loses to the greedy one."""
+        f = lambda w: gd.mean_over_chunks(objective(numbers["weight_decay"]), chunk_size)(w, pick(samples, rows))
+        value_and_grad = gd.mean_over_chunks(jax.value_and_grad(objective(numbers["weight_decay"])), chunk_size)
+        value, g = value_and_grad(carry.w, pick(samples, rows))
+        optimizer, greedy = make(numbers)[0], tuners.greedy()
+        u, state = optimizer.direction(carry.optimizer, g)
+        eta, _ = greedy.rate(greedy.init(carry.w), f, carry.w, value, g, u)
+        gain = f(tuners.move(carry.w, 2 * eta, u)) - f(tuners.move(carry.w, eta, u))
+        return u, optimizer.scale(state), gain
+
+    def hessian(w, scale, v, samples, weight_decay):
+        """P^(-1/2) H P^(-1/2) v (22), of all training samples."""
+        scaled = lambda v: v if scale is None else jax.tree.map(jnp.multiply, scale, v)
+        product = lambda w, batch: sharpness.hvp(lambda w: objective(weight_decay)(w, batch), w, scaled(v))
+        return scaled(gd.mean_over_chunks(product, chunk_size)(w, samples))
+
+    def align(u, scale, v):
+        """|cos| of u with v. Where there is a preconditioner v lives in the coordinates P^(1/2) w, so u is taken there."""
+        u = u if scale is None else jax.tree.map(jnp.divide, u, scale)
+        return jnp.abs(gd.dot(u, v)) / gd.norm(u)
+
+    def test(w, samples):
+        def loss_and_accuracy(w, batch):
+            right = jnp.argmax(network.apply(w, batch[0]), -1) == batch[1]
+            return data_loss(w, batch), jnp.mean(right.astype(jnp.float32))
+
+        return gd.mean_over_chunks(loss_and_accuracy, chunk_size)(w, samples)
+
+    return jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(look), jax.jit(hessian), jax.jit(align), jax.jit(test)
+
+
+COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "turn")  # of every step
+MEASURED = ("sharpness", "alignment", "test_loss", "test_accuracy", "greedy_gain")  # nan where not measured
+
+
+def measure(config, functions, carry, v, samples, rows, held_out, numbers):
+    """What is measured at w beside the step: a dict of columns, and the eigenvector the next measurement starts from."""
+    look, hessian, align, test = functions[2:]
+    u, scale, gain = look(carry, samples, rows, numbers)
+    loss, accuracy = test(carry.w, held_out)
+    found = dict(greedy_gain=gain, test_loss=loss, test_accuracy=accuracy)
+    if config.no_sharpness:
+        return found, v
+    some = jax.tree.map(lambda a: a[: config.sharpness_samples or None], samples)
+    product = lambda v: hessian(carry.w, scale, v, some, numbers["weight_decay"])
+    top = sharpness.power_iteration(product, v, config.sharpness_tol)
+    found |= dict(sharpness=np.asarray(top.value, loss.dtype), alignment=align(u, scale, top.vector))
+    return found, top.vector
+
+
+@functools.lru_cache(maxsize=1)
+def shuffled(seed, epoch, samples):
+    return np.random.default_rng((seed, epoch)).permutation(samples)
+
+
+def rows_of(config, t, samples):
+    """The rows of the batch of step t, from (seed, t) alone; None for the full batch. The remainder is dropped."""
+    if not config.batch_size:
+        return None
+    epoch, k = divmod(t, samples // config.batch_size)
+    return shuffled(config.seed, epoch, samples)[k * config.batch_size : (k + 1) * config.batch_size]
+
+
+def train(config, report=lambda rows: None):
+    """One run from its config: trained, continued from its checkpoint, or read back where it is done.
+
+    Returns its history, a dict of one numpy array a column of metrics.csv. report(rows) is called at every log
+    interval with its rows. Raises ValueError and OSError in one line for what cannot be run.
+    """
+    folder = Path(config.out) / name_of(config)
+    if find(config, folder) in FINISHED:
+        return plots.read_metrics(folder / "metrics.csv")
+    with jax.default_matmul_precision(config.precision), interruptible() as interrupted:
+        dataset = data.load(config.dataset, config.data_dir, config.samples, config.image_size, config.standardize)
+        n = len(dataset.x)
+        if config.batch_size > n:
+            raise ValueError(f"--batch-size is {config.batch_size}; there are {n} training samples")
+        if config.batch_size and n % config.batch_size:
+            print(f"batches of {config.batch_size} drop {n % config.batch_size} of {n} samples in each epoch")
+        samples, held_out = jax.device_put(((dataset.x, dataset.y), (dataset.x_test, dataset.y_test)))
+        compiled = functions(config.model, tuple(arguments(config, "model").items()), dataset.x.shape[1:],
+                             dataset.classes, config.loss, config.optimizer, config.tuner, config.decay,
+                             config.chunk_size)  # fmt: skip
+        init, step = compiled[:2]
+        numbers = numbers_of(config)
+        carry = init(config.seed, numbers)
+        first, carry, v = restore(config, folder, carry, jax.tree.map(jnp.ones_like, carry.w))
+        started, waiting, bad = time.time(), [], []
+        for t in range(first, config.steps):
+            rows, found = rows_of(config, t, n), {}
+            if t % config.sharpness_every == 0:
+                found, v = measure(config, compiled, carry, v, samples, rows, held_out, numbers)
+            carry, metrics = step(carry, samples, rows, numbers)
+            waiting.append({"step": t, **metrics, **found})
+            if (t + 1) % config.log_every and t + 1 < config.steps and not interrupted:
+                continue
+            waiting = jax.device_get(waiting)  # here alone the loop waits for the device
+            bad = [k for k, row in enumerate(waiting) if not np.isfinite(row["loss"])]
+            append(folder, waiting[: bad[0] + 1] if bad else waiting)
+            report(waiting)
+            if bad:
+                break
+            checkpoint(folder, t + 1, carry, v)
+            waiting = []
+            if interrupted and t + 1 < config.steps:
+                save_config(config, folder, "interrupted")
+                raise KeyboardInterrupt
+        save_config(config, folder, "diverged" if bad else "done", seconds=round(time.time() - started, 1))
+    return plots.read_metrics(folder / "metrics.csv")
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Collects a Ctrl-C in a list, so that no step is cut in half. The second one acts at once."""
+    caught = []
+
+    def catch(number, frame):
+        caught.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, catch)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --------------------------------------------------------------------------------------------- a run on the disk
+
+FINISHED = ("done", "diverged")
+OUTSIDE = ("data_dir", "out", "resume", "overwrite", "log_every", "no_plot")  # settings that change no number
+
+
+def find(config, folder):
+    """The status of the run in the folder, None where there is none to keep.
+
+    Raises ValueError for a folder that holds what only --overwrite may replace, or only --resume may continue.
+    """
+    if config.overwrite or not (folder / "config.json").exists():
+        return None
+    there = plots.read_settings(folder)
+    differ = [name for name in FIELDS if name not in OUTSIDE and there.get(name) != getattr(config, name)]
+    if differ == ["steps"] and config.resume and there["steps"] < config.steps and config.tuner != "schedule":
+        return "running"
+    if differ:
+        values = ", ".join(f"{dashed(name)} {there.get(name)}" for name in differ)
+        raise ValueError(f"{folder}: holds a run with {values}; give --overwrite to replace it, or another --out")
+    if there.get("status") not in FINISHED and not config.resume:
+        raise ValueError(f"{folder}: holds an unfinished run; give --resume to go on, or --overwrite")
+    return there.get("status")
+
+
+def replace(file, write):
+    """write(stream) to a temporary file, then rename it: the file is the new one or the old one, whole."""
+    temporary = file.with_name("." + file.name)
+    try:
+        with open(temporary, "wb") as stream:
+            write(stream)
+        os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{file}: cannot be written, {error.strerror}; what was logged before is kept") from None
+
+
+def save_config(config, folder, status, **more):
+    """All settings, the status (running, done, diverged or interrupted), versions and the device."""
+    about = dict(status=status, **more, jax=jax.__version__, numpy=np.__version__, device=jax.devices()[0].device_kind)
+    text = json.dumps(dataclasses.asdict(config) | about, indent=1)
+    replace(folder / "config.json", lambda stream: stream.write(text.encode()))
+
+
+def append(folder, rows):
+    """Whole rows at the end of metrics.csv, each number with the digits that read back as the same number."""
+    number = lambda value: str(np.asarray(value)[()])
+    lines = [",".join(number(row.get(name, np.nan)) for name in COLUMNS + MEASURED) + "\n" for row in rows]
+    file = folder / "metrics.csv"
+    whole = file.stat().st_size
+    try:
+        with open(file, "a") as stream:
+            stream.write("".join(lines))
+    except OSError as error:
+        os.truncate(file, whole)
+        raise OSError(f"{file}: cannot be written, {error.strerror}; what was logged before is kept") from None
+
+
+def checkpoint(folder, t, carry, v):
+    """All that the rows from step t on depend on: what the step carries, and where the power iteration starts."""
+    leaves = {f"leaf{k}": leaf for k, leaf in enumerate(jax.tree.leaves((carry, v)))}
+    replace(folder / "checkpoint.npz", lambda stream: np.savez(stream, step=t, **leaves))
+
+
+def restore(config, folder, carry, v):
+    """(step, carry, v) to go on from: the checkpoint under --resume where there is one, else the start."""
+    file, metrics = folder / "checkpoint.npz", folder / "metrics.csv"
+    kept = [",".join(COLUMNS + MEASURED) + "\n"]
+    first = 0
+    if config.resume and file.exists():
+        leaves, tree = jax.tree.flatten((carry, v))
+        try:
+            with np.load(file, allow_pickle=False) as saved:
+                first = int(saved["step"])
+                new = [jnp.asarray(saved[f"leaf{k}"]) for k in range(len(leaves))]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            raise ValueError(f"{file}: broken, or not of this run; give --overwrite to start again") from None
+        if [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in new]:
+            raise ValueError(f"{file}: of another network or precision; give --overwrite to start again")
+        carry, v = jax.tree.unflatten(tree, new)
+        kept = metrics.read_text().splitlines(keepends=True)[: first + 1]  # later rows are run again
+        if len(kept) != first + 1 or not kept[-1].endswith("\n"):
+            raise ValueError(f"{metrics}: broken, it lacks rows before the checkpoint; give --overwrite to start again")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (folder / "config.json", file):  # so that no moment pairs old files with new ones
+            old.unlink(missing_ok=True)
+    replace(metrics, lambda stream: stream.write("".join(kept).encode()))
+    save_config(config, folder, "running")
+    return first, carry, v
+
+
+# ------------------------------------------------------------------------------------------- what a person sees
+
+
+def progress(config):
+    """A report for train: on a terminal one line that renews itself, else a line for each tenth of the run."""
+    started, first, tenths, product = time.time(), None, -1, math.nan
+
+    def report(rows):
+        nonlocal first, tenths, product
+        first = rows[0]["step"] if first is None else first
+        for row in rows:
+            product = row["learning_rate"] * row["sharpness"] if "sharpness" in row else product
+        done = rows[-1]["step"] + 1
+        left = (time.time() - started) / (done - first) * (config.steps - done)
+        text = (f"{done:6d}/{config.steps}  loss {row['loss']:<9.4g} rate {row['learning_rate']:<9.4g} "
+                f"rate × sharpness {product:<4.3g} {left:5.0f} s left")  # fmt: skip
+        if sys.stdout.isatty():
+            bar = "█" * (8 * done // config.steps)
+            print(f"\r{bar:░<8}{text} ", end="\n" if done == config.steps else "", flush=True)
+        elif 10 * done // config.steps > tenths:
+            tenths = 10 * done // config.steps
+            print(text, flush=True)
+
+    return report
+
+
+def final_loss(history):
+    """What runs are compared by: the mean loss of the last 5 steps; inf where the run diverged."""
+    loss = history["loss"][-5:]
+    return np.mean(loss) if np.isfinite(loss[-1]) else math.inf
+
+
+def last_measured(values):
+    """The last entry that is not nan."""
+    return next((value for value in values[::-1] if np.isfinite(value)), math.nan)
+
+
+def table(runs):
+    """The results of runs, (config, history) pairs: a line a run, the best one marked, then warnings."""
+    names = plots.labels([config for config, _ in runs])
+    if len({config["seed"] for config, _ in runs}) > 1:
+        names = [f"{name}, seed {config['seed']}" for name, (config, _) in zip(names, runs)]
+    losses = [final_loss(history) for _, history in runs]
+    width = max(map(len, ["run", *names]))
+    lines = [f"{'run':<{width}}  {'loss':>9} {'rate':>8} {'sharpness':>9} {'product':>7} {'accuracy':>8} {'time':>6}"]
+    for name, loss, (config, history) in zip(names, losses, runs):
+        top = last_measured(history["sharpness"])
+        product = last_measured(history["learning_rate"] * history["sharpness"])
+        mark = "*" if loss == min(losses) < math.inf and len(losses) > 1 else " "
+        lines.append(f"{name:<{width}} {mark}{loss:9.4g} {history['learning_rate'][-1]:8.3g} {top:9.4g} {product:7.3g} "
+                     f"{last_measured(history['test_accuracy']):8.1%} {config.get('seconds', math.nan):4.0f} s")
+    lines += [f"{name} diverged: its loss is not finite at step {history['step'][-1]:.0f}"
+              for name, loss, (_, history) in zip(names, losses, runs) if loss == math.inf]  # fmt: skip
+    return lines + borders([config for config, _ in runs], losses)
+
+
+def borders(configs, losses):
+    """A warning for each grid of three or more values whose best, in the mean over the seeds, lies on its border."""
+    lines = []
+    for kind in dict.fromkeys((config["optimizer"], config["tuner"]) for config in configs):
+        for name in ("lr", "sigma", "beta"):
+            of_value = {}
+            for config, loss in zip(configs, losses):
+                if (config["optimizer"], config["tuner"]) == kind:
+                    of_value.setdefault(config[name], []).append(loss)
+            best = min(of_value, key=lambda value: np.mean(of_value[value]))
+            if len(of_value) > 2 and best in (min(of_value), max(of_value)):
+                lines.append(f"{kind[1]} with {kind[0]}: the best {dashed(name)}, {best:g}, lies on the border of "
+                             "its grid; widen it")  # fmt: skip
+    return lines
+
+
+def show(configs):
+    """The table and the figures of all runs that have begun: one for each run, and one of all."""
+    folders = [Path(config.out) / name_of(config) for config in configs]
+    folders = [folder for folder in folders if (folder / "config.json").exists()]
+    runs = {folder: run for folder in folders if len((run := plots.load_run(folder))[1]["step"])}
+    if runs:
+        print("\n".join(table(list(runs.values()))))
+    if runs and not configs[0].no_plot:
+        for folder, run in runs.items():
+            plots.draw([run], folder / "figure.png")
+        if len(runs) > 1:
+            plots.draw(list(runs.values()), Path(configs[0].out) / "overlay.png")
+        print(f"figure: {Path(configs[0].out) / 'overlay.png' if len(runs) > 1 else folders[0] / 'figure.png'}")
+
+
+def main(argv=None):
+    """The command line."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        configs = configurations(vars(parser().parse_args(arguments)))
+        for config in configs:  # every refusal comes before the first step
+            find(config, Path(config.out) / name_of(config))
+        for k, config in enumerate(configs):
+            print(f"[{k + 1}/{len(configs)}] {Path(config.out) / name_of(config)}", flush=True)
+            train(config, progress(config))
+        show(configs)
+    except KeyboardInterrupt:
+        print()
+        show(configs)
+        print(f"interrupted; go on with: python train.py {shlex.join(arguments)}{' --resume' * (not config.resume)}")
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()
