@@ -123,7 +123,7 @@ def adam(beta1=0.9, beta2=0.999, eps=1e-8):
 
     def init(w):
         zeros = lambda: jax.tree.map(jnp.zeros_like, w)
-        return zeros(), zeros(), jnp.zeros((), jnp.int32)
+        return zeros(), zeros(), jnp.zeros((), jnp.result_type(*jax.tree.leaves(w)))  # so that β₁ᵗ has the dtype of w
 
     def direction(state, g):
         m, nu, t = state

@@ -66,15 +66,18 @@ def noisy(v):
 
 @jax.jit
 def residual_of(basis, products):
-    """λ = vᵀHv, ‖Hv − λv‖, and the unit vector into which Hv turns v, orthogonal to the basis (whose row 0 is v).
+    """λ = vᵀHv, ‖Hv − λv‖, and where Hv turns v (row 0 of the basis): a direction, and its part outside the basis.
+
+    That part has length one, but for rounding; it is short where the residual is nothing but rounding.
 
     >>> [x.tolist() for x in residual_of(jnp.array([[1.0, 0.0]]), jnp.array([[2.0, 3.0]]))]
-    [2.0, 3.0, [0.0, 1.0]]
+    [2.0, 3.0, 1.0, [0.0, 1.0]]
     """
     v, hv = basis[0], products[0]
     value = dot(v, hv)
-    off = hv - value * v
-    return value, jnp.linalg.norm(off), unit(off - dot(dot(basis, off), basis))
+    off = unit(hv - value * v)
+    off = off - dot(dot(basis, off), basis)
+    return value, jnp.linalg.norm(hv - value * v), jnp.linalg.norm(off), unit(off)
 
 
 @jax.jit
@@ -106,6 +109,8 @@ def best_rows(h):
     >>> best_rows(np.diag([1.0, 2.0])).round().tolist()
     [[0.0, 1.0], [-1.0, 0.0]]
     """
+    if not np.isfinite(h).all():
+        return np.full((1, len(h)), np.nan)
     top = np.linalg.eigh((h + h.T) / 2)[1][:, -1]
     top = top if top[0] >= 0 else -top
     move = top[0] * top
@@ -135,10 +140,9 @@ def power_iteration(matvec, v, tol=1e-3, max_iters=1000):
     product = lambda v: ravel_pytree(matvec(unravel(v)))[0]
     v = noisy(v)
     basis, products = v[None], product(v)[None]  # rows v, last move; rows Hv, H(last move)
-    tol = max(tol, jnp.finfo(v.dtype).eps)
     for iterations in range(1, max_iters + 1):
-        value, residual, off = residual_of(basis, products)
-        if not residual > tol * abs(value) or iterations == max_iters:  # "not >" also ends at nan
+        value, residual, outside, off = residual_of(basis, products)
+        if not residual > tol * abs(value) or outside < 0.5 or iterations == max_iters:  # "not >" also ends at nan
             break
         basis, products, small = extend(basis, products, off, product(off))
         rows = best_rows(np.asarray(small, np.float64)).astype(v.dtype)

@@ -169,11 +169,11 @@ def cdat(sigma=2.0, beta=0.0, eps=0.0):
     def rate(state, f, w, value, g, u):
         n = jnp.maximum(-dot(g, u), 0)
         d = jnp.abs(curvature(f, w, u)) + eps
-        n = (1 - beta) * n + beta * state[0]
-        d = (1 - beta) * d + beta * state[1]
+        finite = jnp.isfinite(n) & jnp.isfinite(d)  # what is not must not enter the averages, which would keep it
+        n = jnp.where(finite, (1 - beta) * n + beta * state[0], state[0])
+        d = jnp.where(finite, (1 - beta) * d + beta * state[1], state[1])
         eta = sigma * n / d  # (8)
-        eta = jnp.where(jnp.isfinite(eta), eta, 0)
-        return eta, (n, d)
+        return jnp.where(finite & jnp.isfinite(eta), eta, 0), (n, d)
 
     return Tuner(init=lambda w: (scalar(0, w), scalar(0, w)), rate=rate)
 
@@ -264,14 +264,17 @@ def exact(sigma=2.0, iterations=5):
         hv = product(v)
         for _ in range(iterations - 1):
             off = scaled(move(hv, -dot(v, hv), v))
+            off = move(off, -dot(v, off), v)  # short where Hv is along v, but for rounding: then v is there
             h_off = product(off)
             angle = jnp.arctan2(2 * dot(off, hv), dot(v, hv) - dot(off, h_off)) / 2
+            angle = jnp.where(dot(off, off) > 0.5, angle, 0)
             turn = lambda a, b: jax.tree.map(lambda a, b: jnp.cos(angle) * a + jnp.sin(angle) * b, a, b)
             v, hv = turn(v, off), turn(hv, h_off)
         lam = dot(v, hv)
         off = move(hv, -lam, v)
         found |= dot(off, off) < (0.1 * lam) ** 2
         eta = sigma / lam  # (25)
+        v = jax.tree.map(lambda v, last: jnp.where(jnp.isfinite(lam), v, last), v, state[0])
         return jnp.where(found & (lam > 0), eta, 0), (v, found)
 
     def scaled(v):  # to unit length; zero stays zero

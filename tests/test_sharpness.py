@@ -1,0 +1,220 @@
+"""Facts about the sharpness: eigenvalues as numpy finds them in the dense matrix, and an honest end."""
+
+import doctest
+import shutil
+import subprocess
+import sys
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from test_gd import DIRECTIONS, FULL, OPTIMIZERS, START, by_hand, jit, loss, pytree, step_with, train_by_hand
+
+import gd
+import sharpness
+import tuners
+from sharpness import power_iteration
+
+
+def top_of(matrix, start=None, dtype="float64", **stop):
+    """The shipped estimate for a matrix given in numpy, from a start that favours no axis."""
+    with jax.enable_x64(dtype == "float64"):
+        matrix = jnp.asarray(matrix, dtype)
+        start = jnp.ones(len(matrix), dtype) if start is None else jnp.asarray(start, dtype)
+        return power_iteration(lambda v: matrix @ v, start, **stop)
+
+
+def true_residual(matrix, top):
+    return np.linalg.norm(matrix @ np.asarray(top.vector, float) - top.value * np.asarray(top.vector, float))
+
+
+def with_spectrum(values):
+    """A dense symmetric matrix of those eigenvalues."""
+    q = np.linalg.qr(np.random.default_rng(3).normal(size=(len(values), len(values))))[0]
+    return q @ np.diag(values) @ q.T
+
+
+@cache
+def trained_mlp():
+    """(f, w, dense Hessian, unravel) of a 4-6-3 network (51 parameters) after 60 steps of gradient descent."""
+    rng = np.random.default_rng(4)
+    with jax.enable_x64(True):
+        w = {"in": rng.normal(size=(4, 6)) / 2, "bias": np.zeros(6), "out": rng.normal(size=(6, 3)) / 2, "end": np.zeros(3)}
+        w, x, y = jax.tree.map(jnp.asarray, w), rng.normal(size=(20, 4)), rng.normal(size=(20, 3))
+
+        def f(w, batch=None):
+            return jnp.mean(jnp.sum((jnp.tanh(x @ w["in"] + w["bias"]) @ w["out"] + w["end"] - y) ** 2, 1)) / 2
+
+        tuner = tuners.constant(0.2)
+        carry, step = gd.init_carry(w, gd.gd(), tuner), jit(gd.make_step(f, gd.gd(), tuner))
+        for _ in range(60):
+            carry, metrics = step(carry, None)
+        assert metrics["loss"] < f(w) / 2
+        flat, unravel = ravel_pytree(carry.w)
+        return f, carry.w, np.asarray(jit(jax.hessian(lambda v: f(unravel(v))))(flat)), unravel
+
+
+# --- The value.
+
+
+def test_a_hessian_product_is_that_of_the_dense_hessian():
+    f, w, h, unravel = trained_mlp()
+    v = np.random.default_rng(5).normal(size=len(h))
+    with jax.enable_x64(True):
+        product = jit(lambda v: sharpness.hvp(f, w, v))(unravel(jnp.asarray(v)))
+        assert jax.tree.map(jnp.shape, product) == jax.tree.map(jnp.shape, w)
+        np.testing.assert_allclose(ravel_pytree(product)[0], h @ v, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_sharpness_of_a_trained_network_is_that_of_its_dense_hessian(dtype):
+    f, w, h, _ = trained_mlp()
+    with jax.enable_x64(dtype == "float64"):
+        w = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), w)
+        top = sharpness.sharpness(f, w, jax.tree.map(jnp.ones_like, w))
+        vector = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(top.vector)]).astype(float)
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), top.vector) == jax.tree.map(lambda a: (a.shape, a.dtype), w)
+    values, vectors = np.linalg.eigh(h)
+    assert top.value == pytest.approx(values[-1], rel=1e-3)
+    assert np.linalg.norm(vector) == pytest.approx(1, rel=1e-5)
+    assert abs(vector @ vectors[:, -1]) > 1 - 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [-9, 4, 1, -2],  # a larger negative one
+        [-3.99, 4, 1, -2],  # one nearly as large
+        [-4, 4, 1, -2],  # one just as large
+        [4, 4, 1, 0],  # the top one twice
+        [4, 3.9, 3.8, 3.7],
+        [-1, -2, -3, -4],
+        [0, -1, -2, -9],
+        [3, 3, 3, 3],
+        [0, 0, 0, 0],
+    ],
+)
+def test_the_largest_algebraic_eigenvalue_is_found(values, dtype):
+    for matrix in np.diag(np.float64(values)), with_spectrum(values):
+        top = top_of(matrix, dtype=dtype, max_iters=50)
+        expected = np.linalg.eigvalsh(matrix)[-1]
+        assert top.value == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert np.linalg.norm(top.vector) == pytest.approx(1, rel=1e-5)
+        assert true_residual(matrix, top) == pytest.approx(top.residual, abs=1e-5)
+
+
+def test_a_warm_start_on_an_eigenvector_that_is_no_longer_the_top_one_leaves_it():
+    assert top_of(np.diag([1.0, 4.0]), start=[1.0, 0.0]).value == pytest.approx(4, rel=1e-3)
+    assert top_of(np.diag([-9.0, 4, 1, -2]), start=[0.0, 0, 7, 0]).value == pytest.approx(4, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [3.0, -3.0, 0.0])
+def test_a_single_parameter_has_its_second_derivative_for_sharpness(value):
+    top = top_of([[value]])
+    assert (top.value, top.residual, top.iterations, abs(np.asarray(top.vector)[0])) == (value, 0, 1, 1)
+
+
+def test_vectors_are_pytrees_like_the_start():
+    spectrum = {"a": np.float32([[1, 2], [3, 4]]), "b": np.float32(-7)}
+    top = power_iteration(lambda v: jax.tree.map(jnp.multiply, spectrum, v), jax.tree.map(np.ones_like, spectrum))
+    assert top.value == pytest.approx(4, rel=1e-3)
+    assert set(top.vector) == {"a", "b"} and abs(top.vector["a"][1, 1]) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name, numbers", [("rmsprop", {}), ("adam", {}), ("adam", {"beta2": 0.9, "eps": 0.01})])
+def test_preconditioned_sharpness_is_that_of_the_dense_matrix(name, numbers):
+    batches = [FULL[0]] * 30
+    last = train_by_hand(batches, lambda gs: DIRECTIONS[name](gs, **numbers), lambda past: 0.02)[-1]
+    root = np.sqrt(last.p)
+    dense = by_hand(last.after, FULL[0])[2] / np.outer(root, root)
+    with jax.enable_x64(True):
+        optimizer = OPTIMIZERS[name](**numbers)
+        carry = gd.init_carry(pytree(START), optimizer, tuners.constant(0.02))
+        for batch in batches:
+            carry, _ = step_with(name, "constant")(carry, batch, (numbers, {"lr": 0.02}))
+        scale = optimizer.scale(carry.optimizer)
+        scaled = lambda v: jax.tree.map(jnp.multiply, scale, v)
+        product = jit(lambda v: scaled(sharpness.hvp(lambda w: loss(w, batches[0]), carry.w, scaled(v))))
+        top = power_iteration(product, carry.w)
+    assert top.value == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-3)
+    assert OPTIMIZERS["gd"]().scale(()) is OPTIMIZERS["momentum"]().scale(carry.w) is None
+
+
+# --- The end.
+
+
+@pytest.mark.parametrize("tol", [0.1, 1e-3, 1e-6])
+def test_it_stops_at_a_small_residual_and_not_at_a_value_that_stands_still(tol):
+    h = trained_mlp()[2]
+    low_start = np.linalg.eigh(h)[1][:, -2]  # near an eigenvector the value hardly moves at first
+    for matrix, start in (h, None), (h, low_start):
+        top = top_of(matrix, start, tol=tol)
+        assert top.residual <= tol * abs(top.value) and top.iterations < 200
+        assert true_residual(matrix, top) == pytest.approx(top.residual, rel=1e-6, abs=1e-12)
+        assert np.abs(np.linalg.eigvalsh(matrix) - top.value).min() <= top.residual
+
+
+@pytest.mark.parametrize("max_iters", [1, 2, 3, 5, 8])
+def test_what_has_not_converged_is_no_larger_than_the_largest_and_says_how_far_it_is(max_iters):
+    products = []
+    matrix = with_spectrum(np.linspace(-3, 1, 51))
+    with jax.enable_x64(True):
+        top = power_iteration(lambda v: products.append(0) or matrix @ v, jnp.ones(51), max_iters=max_iters)
+    assert top.value <= 1 and top.residual > 1e-3 * abs(top.value)
+    assert top.iterations == max_iters == len(products)
+    assert true_residual(matrix, top) == pytest.approx(top.residual, rel=1e-9)
+    vector = np.asarray(top.vector)
+    assert top.value == pytest.approx(vector @ matrix @ vector, rel=1e-9)
+
+
+def test_more_products_never_lower_the_value():
+    matrix = with_spectrum(np.linspace(-3, 1, 51))
+    values = [top_of(matrix, max_iters=n).value for n in range(1, 12)]
+    assert np.all(np.diff(values) > 0)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_tolerance_below_rounding_ends_at_rounding(dtype):
+    for values in [1.0, 2.0, 3.0, 4.0], [1e-7, -1, -2, -9], [4.0, 4.0, 4.0, 1.0]:
+        matrix = with_spectrum(values)
+        top = top_of(matrix, dtype=dtype, tol=0, max_iters=100)
+        rounding = 100 * float(np.finfo(dtype).eps)
+        assert abs(top.value - max(values)) < rounding * np.abs(values).max()
+        assert np.linalg.norm(top.vector) == pytest.approx(1, abs=rounding)
+
+
+@pytest.mark.parametrize("good", [0, 1, 2, 3])
+def test_products_that_are_not_numbers_end_it_with_nan(good):
+    products = []
+
+    def matvec(v):
+        products.append(0)
+        return jnp.arange(1.0, 5.0) * v * (1.0 if len(products) <= good else jnp.nan)
+
+    top = power_iteration(matvec, jnp.ones(4), tol=1e-6)
+    assert np.isnan(top.value) and np.isnan(top.residual) and len(products) <= good + 1
+
+
+def test_the_same_start_gives_the_same_bits():
+    matrix = with_spectrum([1.0, 2.0, 3.0, 4.0])
+    once, again = top_of(matrix), top_of(matrix)
+    assert once[0] == again[0] and once[2:] == again[2:] and np.array_equal(once.vector, again.vector)
+
+
+# --- The file itself.
+
+
+def test_examples_in_docstrings_run():
+    failed, attempted = doctest.testmod(sharpness)
+    assert attempted >= 9 and failed == 0
+
+
+def test_sharpness_works_copied_out_alone(tmp_path):
+    shutil.copy(sharpness.__file__, tmp_path)
+    code = "import sharpness, jax.numpy as jnp; print(sharpness.power_iteration(lambda v: 3 * v, jnp.ones(2)).iterations)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout == "1\n", run.stderr
