@@ -21,6 +21,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 import zipfile
 import zlib
@@ -29,6 +30,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 import data
 import gd
@@ -100,11 +103,17 @@ class Config:
     overwrite: bool = flag(False, "run again what is there already", names_run=False)
     log_every: int = flag(100, "steps between two writes to disk", "[1, 1e9]", names_run=False)
     no_plot: bool = flag(False, "draw no figure", names_run=False)
+    no_cache: bool = flag(False, "keep no compiled programs in the user's cache folder", names_run=False)
+    distributed: bool = flag(False, "one of several processes, which the flags below or a cluster name", names_run=False)
+    coordinator: str = flag("", "address:port of process 0", names_run=False)
+    processes: int = flag(0, "how many there are", "[0, 1e6]", names_run=False)
+    process: int = flag(0, "which of them this is", "[0, 1e6]", names_run=False)
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 PARTS = ("dataset", "model", "optimizer", "tuner")  # what is chosen by name, and may take flags of its own
 SEVERAL = ("optimizer", "tuner", "lr", "sigma", "beta", "batch_size", "seed")  # flags that take several values
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "stepping-on-the-edge")  # of compiled programs
 
 
 # ---------------------------------------------------------------------------------------- command line to configs
@@ -156,6 +165,10 @@ def configurations(given):
         if given.get("model", model) != model:
             raise ValueError(f"--model {given['model']} contradicts --preset {given['preset']}, which is a {model}")
         values["model"] = [model]
+    if given.get("resume") and given.get("overwrite"):
+        raise ValueError("--resume contradicts --overwrite")
+    if not given.get("distributed") and {"coordinator", "processes", "process"} & set(given):
+        raise ValueError("--coordinator, --processes and --process apply under --distributed alone")
     chosen = {part: values.pop(part, [FIELDS[part].default]) for part in PARTS}
     runs, taken = [], set()
     for choice in itertools.product(*chosen.values()):
@@ -337,27 +350,28 @@ def train(config, report=lambda rows: None):
     Returns its history, a dict of one numpy array a column of metrics.csv. report(rows) is called at every log
     interval with its rows. Raises ValueError and OSError in one line for what cannot be run.
     """
-    folder = Path(config.out) / name_of(config)
+    folder = into = Path(config.out) / name_of(config)
     if find(config, folder) in FINISHED:
         return plots.read_metrics(folder / "metrics.csv")
-    with jax.default_matmul_precision(config.precision), interruptible() as interrupted:
-        dataset = data.load(config.dataset, config.data_dir, config.samples, config.image_size, config.standardize)
-        n = len(dataset.x)
-        if config.batch_size > n:
-            raise ValueError(f"--batch-size is {config.batch_size}; there are {n} training samples")
-        if config.batch_size and n % config.batch_size:
-            print(f"batches of {config.batch_size} drop {n % config.batch_size} of {n} samples in each epoch")
-        samples, held_out = jax.device_put(((dataset.x, dataset.y), (dataset.x_test, dataset.y_test)))
-        compiled = functions(config.model, tuple(arguments(config, "model").items()), dataset.x.shape[1:],
-                             dataset.classes, config.loss, config.optimizer, config.tuner, config.decay,
-                             config.chunk_size)  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(folder.name)  # none writes while another still looks
+        if jax.process_index() > 0:  # process 0 alone writes what stays
+            into = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(jax.default_matmul_precision(config.precision))
+        interrupted = stack.enter_context(interruptible())
+        samples, held_out, classes, laid, everywhere = placed(config)
+        n, shape = len(samples[0]), samples[0].shape[1:]
+        compiled = functions(config.model, tuple(arguments(config, "model").items()), shape, classes, config.loss,
+                             config.optimizer, config.tuner, config.decay, config.chunk_size)  # fmt: skip
         init, step = compiled[:2]
         numbers = numbers_of(config)
         carry = init(config.seed, numbers)
-        first, carry, v = restore(config, folder, carry, jax.tree.map(jnp.ones_like, carry.w))
+        first, carry, v = restore(config, folder, into, carry, jax.tree.map(jnp.ones_like, carry.w))
+        carry, v = jax.device_put((carry, v), everywhere)
         started, waiting, bad = time.time(), [], []
         for t in range(first, config.steps):
-            rows, found = rows_of(config, t, n), {}
+            rows, found = jax.device_put(rows_of(config, t, n), laid), {}
             if t % config.sharpness_every == 0:
                 found, v = measure(config, compiled, carry, v, samples, rows, held_out, numbers)
             carry, metrics = step(carry, samples, rows, numbers)
@@ -366,17 +380,41 @@ def train(config, report=lambda rows: None):
                 continue
             waiting = jax.device_get(waiting)  # here alone the loop waits for the device
             bad = [k for k, row in enumerate(waiting) if not np.isfinite(row["loss"])]
-            append(folder, waiting[: bad[0] + 1] if bad else waiting)
+            append(into, waiting[: bad[0] + 1] if bad else waiting)
             report(waiting)
             if bad:
                 break
-            checkpoint(folder, t + 1, carry, v)
+            checkpoint(into, t + 1, carry, v)
             waiting = []
             if interrupted and t + 1 < config.steps:
-                save_config(config, folder, "interrupted")
+                save_config(config, into, "interrupted")
                 raise KeyboardInterrupt
-        save_config(config, folder, "diverged" if bad else "done", seconds=round(time.time() - started, 1))
-    return plots.read_metrics(folder / "metrics.csv")
+        save_config(config, into, "diverged" if bad else "done", seconds=round(time.time() - started, 1))
+        return plots.read_metrics(into / "metrics.csv")
+
+
+def placed(config):
+    """The data on the devices: training and test samples, how many classes, and the layouts of a batch and of the rest.
+
+    A batch is laid over the largest number of devices that divides it; the compiler does the rest.
+    """
+    dataset = data.load(config.dataset, config.data_dir, config.samples, config.image_size, config.standardize)
+    n, devices = len(dataset.x), jax.devices()
+    if config.batch_size > n:
+        raise ValueError(f"--batch-size is {config.batch_size}; there are {n} training samples")
+    if config.batch_size and n % config.batch_size:
+        print(f"batches of {config.batch_size} drop {n % config.batch_size} of {n} samples in each epoch")
+    size, laid, everywhere = config.batch_size or n, None, None
+    if len(devices) > 1:
+        used = max(k for k in range(1, len(devices) + 1) if size % k == 0)
+        print(f"the batch of {size} is laid over {used} of {len(devices)} devices")
+        if used < len(devices) and jax.process_count() > 1:
+            raise ValueError(f"--batch-size: {size} samples cannot be laid evenly over the {len(devices)} devices")
+        mesh = jax.sharding.Mesh(np.array(devices[:used]), ("samples",))
+        laid, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["samples"], []))
+    samples = jax.device_put((dataset.x, dataset.y), everywhere if config.batch_size else laid)
+    held_out = jax.device_put((dataset.x_test, dataset.y_test), everywhere)
+    return samples, held_out, dataset.classes, laid, everywhere
 
 
 @contextlib.contextmanager
@@ -398,7 +436,6 @@ def interruptible():
 # --------------------------------------------------------------------------------------------- a run on the disk
 
 FINISHED = ("done", "diverged")
-OUTSIDE = ("data_dir", "out", "resume", "overwrite", "log_every", "no_plot")  # settings that change no number
 
 
 def find(config, folder):
@@ -408,8 +445,9 @@ def find(config, folder):
     """
     if config.overwrite or not (folder / "config.json").exists():
         return None
-    there = plots.read_settings(folder)
-    differ = [name for name in FIELDS if name not in OUTSIDE and there.get(name) != getattr(config, name)]
+    there = {name: field.default for name, field in FIELDS.items()} | plots.read_settings(folder)
+    matter = [name for name, field in FIELDS.items() if field.metadata["names_run"] or name == "steps"]
+    differ = [name for name in matter if there[name] != getattr(config, name)]
     if differ == ["steps"] and config.resume and there["steps"] < config.steps and config.tuner != "schedule":
         return "running"
     if differ:
@@ -459,8 +497,11 @@ def checkpoint(folder, t, carry, v):
     replace(folder / "checkpoint.npz", lambda stream: np.savez(stream, step=t, **leaves))
 
 
-def restore(config, folder, carry, v):
-    """(step, carry, v) to go on from: the checkpoint under --resume where there is one, else the start."""
+def restore(config, folder, into, carry, v):
+    """(step, carry, v) to go on from: the checkpoint under --resume where there is one, else the start.
+
+    Files are read in folder and begun in `into`.
+    """
     file, metrics = folder / "checkpoint.npz", folder / "metrics.csv"
     kept = [",".join(COLUMNS + MEASURED) + "\n"]
     first = 0
@@ -479,11 +520,11 @@ def restore(config, folder, carry, v):
         if len(kept) != first + 1 or not kept[-1].endswith("\n"):
             raise ValueError(f"{metrics}: broken, it lacks rows before the checkpoint; give --overwrite to start again")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in (folder / "config.json", file):  # so that no moment pairs old files with new ones
-            old.unlink(missing_ok=True)
-    replace(metrics, lambda stream: stream.write("".join(kept).encode()))
-    save_config(config, folder, "running")
+        into.mkdir(parents=True, exist_ok=True)
+        for old in ("config.json", "checkpoint.npz"):  # so that no moment pairs old files with new ones
+            (into / old).unlink(missing_ok=True)
+    replace(into / "metrics.csv", lambda stream: stream.write("".join(kept).encode()))
+    save_config(config, into, "running")
     return first, carry, v
 
 
@@ -492,17 +533,17 @@ def restore(config, folder, carry, v):
 
 def progress(config):
     """A report for train: on a terminal one line that renews itself, else a line for each tenth of the run."""
-    started, first, tenths, product = time.time(), None, -1, math.nan
+    first, tenths, product = None, -1, math.nan
 
     def report(rows):
         nonlocal first, tenths, product
-        first = rows[0]["step"] if first is None else first
+        done = rows[-1]["step"] + 1
+        first = first or (time.time(), done)  # the first interval compiles: no pace to judge by
+        left = (time.time() - first[0]) / max(done - first[1], 1) * (config.steps - done)
         for row in rows:
             product = row["learning_rate"] * row["sharpness"] if "sharpness" in row else product
-        done = rows[-1]["step"] + 1
-        left = (time.time() - started) / (done - first) * (config.steps - done)
         text = (f"{done:6d}/{config.steps}  loss {row['loss']:<9.4g} rate {row['learning_rate']:<9.4g} "
-                f"rate × sharpness {product:<4.3g} {left:5.0f} s left")  # fmt: skip
+                f"rate × sharpness {product:.3g}" + f", {left:.0f} s left" * (done > first[1]))  # fmt: skip
         if sys.stdout.isatty():
             bar = "█" * (8 * done // config.steps)
             print(f"\r{bar:░<8}{text} ", end="\n" if done == config.steps else "", flush=True)
@@ -561,6 +602,8 @@ def borders(configs, losses):
 
 def show(configs):
     """The table and the figures of all runs that have begun: one for each run, and one of all."""
+    if jax.process_index() > 0:
+        return
     folders = [Path(config.out) / name_of(config) for config in configs]
     folders = [folder for folder in folders if (folder / "config.json").exists()]
     runs = {folder: run for folder in folders if len((run := plots.load_run(folder))[1]["step"])}
@@ -574,11 +617,26 @@ def show(configs):
         print(f"figure: {Path(configs[0].out) / 'overlay.png' if len(runs) > 1 else folders[0] / 'figure.png'}")
 
 
+def join(config):
+    """Makes this process one of several. What belongs to none of them alone is for process 0 to say."""
+    given = [config.coordinator or None, config.processes or None, config.process if config.processes else None]
+    try:
+        jax.distributed.initialize(*given)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"--distributed: {error}") from None
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")
+
+
 def main(argv=None):
     """The command line."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         configs = configurations(vars(parser().parse_args(arguments)))
+        if not configs[0].no_cache:
+            jax.config.update("jax_compilation_cache_dir", str(CACHE))
+        if configs[0].distributed:
+            join(configs[0])
         for config in configs:  # every refusal comes before the first step
             find(config, Path(config.out) / name_of(config))
         for k, config in enumerate(configs):
@@ -592,6 +650,10 @@ def main(argv=None):
         sys.exit(130)
     except (ValueError, OSError) as error:
         fail(error)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise
+        fail("out of memory; --chunk-size 256 (or less) keeps that many samples in memory at a time")
 
 
 if __name__ == "__main__":

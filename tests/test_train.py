@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -48,9 +52,19 @@ def test_each_run_of_a_product_has_a_folder_of_its_own():
     assert len({train.name_of(config) for config in configs}) == len(configs) == 2 * 2 * 2 * (2 * 3 + 2 * 2 + 3)
 
 
-def test_every_number_of_a_run_is_in_its_name_but_where_it_is_kept_and_how_long_it_is():
-    outside = {name for name, field in train.FIELDS.items() if not field.metadata["names_run"]}
-    assert outside == set(train.OUTSIDE) | {"steps"}
+def another(field):
+    """A value that is not the default."""
+    value, allowed = field.default, field.metadata["allowed"]
+    if isinstance(allowed, tuple):
+        return next(word for word in allowed if word != value)
+    return not value if isinstance(value, bool) else value + type(value)(1)
+
+
+def test_a_run_is_named_by_all_that_changes_its_numbers_but_its_length():
+    plain = train.name_of(train.Config())
+    same = {name for name, field in train.FIELDS.items() if train.name_of(train.Config(**{name: another(field)})) == plain}
+    assert same == {"data_dir", "out", "resume", "overwrite", "log_every", "no_plot", "no_cache", "steps",
+                    "distributed", "coordinator", "processes", "process"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -256,3 +270,60 @@ def test_settings_survive_the_way_through_config_json(run):
     run("--tuner", "linesearch", "--grow", "inf", "--steps", 2)
     there = json.loads(next(run.folder.glob("*/config.json")).read_text())
     assert there["grow"] == float("inf") and run("--tuner", "linesearch", "--grow", "inf", "--steps", 2)
+
+
+# ------------------------------------------------------------------------------------ several devices, several machines
+
+SHORT = ["--samples", "256", "--width", "32", "--steps", "50", "--sharpness-every", "10", "--no-plot", "--no-cache"]
+CONSTANT = [*SHORT, "--tuner", "constant", "--lr", "0.05"]  # in float32
+CDAT = [*SHORT, "--tuner", "cdat", "--batch-size", "64"]  # in float64
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """A folder with both runs."""
+    folder = tmp_path_factory.mktemp("one")
+    for x64, flags in (False, CONSTANT), (True, CDAT):
+        with jax.enable_x64(x64):
+            train.main([*flags, "--out", str(folder / str(x64))])
+    return folder
+
+
+def assert_same(folder, out, rel):
+    """The runs in both folders took the same steps."""
+    (expected,), (found,) = folder.iterdir(), out.iterdir()
+    assert expected.name == found.name
+    expected, found = train.plots.load_run(expected)[1], train.plots.load_run(found)[1]
+    for column in "loss", "learning_rate", "grad_norm", "sharpness", "test_loss":
+        np.testing.assert_allclose(found[column], expected[column], rtol=rel)
+
+
+def test_four_devices_take_the_steps_of_one_and_the_batch_is_laid_over_as_many_as_divide_it(one_device, tmp_path):
+    code = f"""
+import jax, train
+with jax.enable_x64(True): train.main({CDAT} + ["--out", "True"])
+train.main({CONSTANT} + ["--out", "False"])
+train.main({SHORT} + ["--out", "few", "--samples", "250", "--steps", "2"])
+"""
+    more = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": os.path.dirname(train.__file__)}
+    data = ["datasets", tmp_path / "datasets"]
+    os.symlink(os.path.join(os.path.dirname(train.__file__), data[0]), data[1])
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | more, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for line in "64 is laid over 4 of 4", "256 is laid over 4 of 4", "250 is laid over 2 of 4":
+        assert f"the batch of {line} devices" in run.stdout
+    assert_same(one_device / "False", tmp_path / "False", rel=1e-4)
+    assert_same(one_device / "True", tmp_path / "True", rel=1e-6)
+
+
+def test_two_processes_take_the_steps_of_one_and_the_first_alone_writes(one_device, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = [sys.executable, train.__file__, *CDAT, "--distributed", "--coordinator", address, "--processes", "2"]
+    both = [subprocess.Popen([*flags, "--process", str(k), "--out", str(tmp_path / "runs")], text=True,
+                             env=os.environ | {"JAX_ENABLE_X64": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            for k in range(2)]  # fmt: skip
+    first, second = (process.communicate()[0] for process in both)
+    assert "over 2 of 2 devices" in first and "CDAT" in first and "CDAT" not in second, (first, second)
+    assert_same(one_device / "True", tmp_path / "runs", rel=1e-6)
