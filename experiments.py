@@ -1,11 +1,13 @@
-"""The paper's figures: each a list of runs, a figure, and the claim that it tests.
+"""The paper's figures, each a list of runs and a drawing of them, and the verdict on what they claim.
 
-    python experiments.py --list
-    python experiments.py fig15            runs what is not there yet, draws figures/fig15.png, prints the table
-    python experiments.py fig15 --table    prints the table from the committed results, without running anything
+    python experiments.py --list           each figure with its claim and its time on two cores
+    python experiments.py fig5             runs what has not been run yet, draws figures/fig5.png
+    python experiments.py claims           the verdicts, from the committed results, without running anything
+    python experiments.py fig5 --table     likewise a line for each kind of run
+    python experiments.py fig5 --scale paper   the paper's data, networks and steps: for an accelerator
 
-What every run ended with is kept in figures/results.csv, a row a run, so that each number in the README can be
-traced. Rates are tuned on grids with a factor of 2 between values, as in the paper.
+What this file teaches: an experiment is data. A setting says what is trained, a figure lists tuners on settings.
+What every run ended with is kept in figures/results.csv, so that each number in the README can be traced.
 """
 
 import argparse
@@ -13,21 +15,46 @@ import csv
 import dataclasses
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 import plots
+
 import train
 
-RESULTS = Path(__file__).parent / "figures" / "results.csv"
-COLUMNS = ("experiment", "run", "label", "seed", "status", "loss", "learning_rate", "sharpness", "product")
+FIGURES = Path(__file__).parent / "figures"
+SEEDS = [0, 1, 2]
 
+# ------------------------------------------------------------------------------------------------------- settings
 
-class Experiment(NamedTuple):
-    claim: str  # what the paper says, or what is asked
-    time: str  # on two cores
-    runs: list  # dicts from flag to value or values, each as train.configurations takes it
+LAPTOP = {
+    "digits": {},
+    "linear": dict(model="linear"),
+    "mlp": dict(dataset="cifar10", samples=512, width=256, steps=300, sharpness_every=20),
+    "resnet": dict(dataset="cifar10", model="resnet", samples=128, width=4, steps=150),
+    "mixer": dict(dataset="cifar10", model="mixer", loss="ce", samples=128, width=32, steps=150),
+    "nanolm": dict(dataset="shakespeare", model="transformer", loss="ce", optimizer="rmsprop", samples=64, width=32,
+                   steps=150),
+    "vit": dict(dataset="imagenette", model="vit", loss="ce", optimizer="rmsprop", samples=128, image_size=24, width=32,
+                steps=150),
+    "mnist": dict(dataset="mnist", samples=512, width=64, depth=2, steps=300, sharpness_every=300),
+    "batches": dict(samples=0, steps=600, sharpness_every=600),
+    "cnn": dict(dataset="cifar10", model="cnn", samples=256, steps=300),
+    "rnn": dict(dataset="shakespeare", model="rnn", loss="ce", samples=128, width=64, steps=300),
+}  # fmt: skip
+PAPER = LAPTOP | {
+    "linear": dict(dataset="cifar10", model="linear", samples=4096, steps=16384),
+    "mlp": dict(dataset="cifar10", preset="mlp-fig15", samples=4096, steps=16384),
+    "resnet": dict(dataset="cifar10", preset="resnet34", samples=4096, steps=16384, chunk_size=512),
+    "mixer": dict(dataset="cifar10", preset="mixer-ti8", loss="ce", samples=4096, steps=16384, chunk_size=512),
+    "nanolm": dict(dataset="shakespeare", preset="nanolm", loss="ce", optimizer="rmsprop", samples=2048, steps=8192),
+    "vit": dict(dataset="imagenette", preset="vit-ti32", loss="ce", optimizer="rmsprop", samples=1024, steps=16384),
+    "mnist": dict(dataset="mnist", samples=8192, width=256, depth=3, steps=16384),
+    "batches": dict(dataset="cifar10", preset="resnet50", samples=0, steps=40000, sharpness_samples=4096),
+}
+FOUR = ["mlp", "resnet", "mixer", "nanolm", "vit"]  # the settings of Figures 1, 3, 5 and 6: the paper's four, and an MLP
 
 
 def rates(first, count):
@@ -39,96 +66,386 @@ def rates(first, count):
     return [first * 2**k for k in range(count)]
 
 
-SEEDS = [0, 1, 2]
+GRIDS = {  # the constant rates, chosen to bracket the best
+    "digits": rates(0.025, 4), "linear": rates(0.0125, 6), "mlp": rates(0.005, 4), "resnet": rates(0.02, 4),
+    "mixer": rates(0.02, 4), "nanolm": rates(2e-4, 4), "vit": rates(1e-4, 4), "mnist": rates(0.05, 3),
+    "batches": rates(0.05, 4), "cnn": rates(0.02, 4), "rnn": rates(0.02, 4),
+}  # fmt: skip
+PAPER_GRIDS = GRIDS | {"resnet": rates(5e-4, 9), "mixer": rates(5e-4, 9), "nanolm": rates(5e-4, 9),
+                       "vit": rates(1e-5, 8), "linear": rates(1e-3, 3)}  # fmt: skip
+
+
+def on(settings, scale, *tuners):
+    """Runs as train.configurations takes them: each tuner, a dict of flags, in each setting, with all seeds.
+
+    A tuner with lr=None has the setting's grid of constant rates.
+    """
+    table, grids = (PAPER, PAPER_GRIDS) if scale == "paper" else (LAPTOP, GRIDS)
+    return [table[name] | {"seed": SEEDS} | {key: grids[name] if value is None else value for key, value in tuner.items()}
+            for name in settings for tuner in tuners]  # fmt: skip
+
+
+CONSTANT, LINESEARCH, GREEDY = dict(tuner="constant", lr=None), dict(tuner="linesearch"), dict(tuner="greedy")
+CDAT = dict(tuner="cdat", sigma=2.0)
+WARM = dict(tuner="schedule", decay="constant", warmup=0.2)  # a constant rate, but for how it is entered
+
+
+def cdat(*sigmas, **more):
+    return dict(tuner="cdat", sigma=list(sigmas), **more)
+
+
+# -------------------------------------------------------------------------------------------------------- drawing
+
+QUANTITIES = {
+    "loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ", "product": "ηλ",
+    "grad_norm": "gradient norm", "alignment": "alignment of u\nwith top eigenvector", "turn": "cos∠(u now, u before)",
+    "greedy_gain": "f(w + η_edge u)\n− f(w + η_greedy u)", "test_loss": "test loss", "test_accuracy": "test accuracy",
+}  # fmt: skip
+LOG = ("loss", "learning_rate", "sharpness", "grad_norm", "test_loss")
+SIGMAS = {1.0: "-", 1.9375: ":", 2.0: "-", 2.0625: "--", 2.5: "-."}
+
+
+def setting_of(config):
+    """What a run trains, in words."""
+    words = [config["preset"] or config["model"], config["dataset"]]
+    words += [config["optimizer"]] * (config["optimizer"] != "gd")
+    return ", ".join(words + [f"batch {config['batch_size']}"] * bool(config["batch_size"]))
+
+
+def kind_of(config):
+    """A run but for its seed."""
+    return train.name_of(dataclasses.replace(train.Config(), **{k: config[k] for k in train.FIELDS} | {"seed": 0}))
+
+
+def mean_loss(runs):
+    """By kind: the mean over the seeds of the final loss, inf where one diverged."""
+    losses = {}
+    for config, history in runs:
+        losses.setdefault(kind_of(config), []).append(train.final_loss(history))
+    return {kind: np.mean(values) for kind, values in losses.items()}
+
+
+def tuned(runs):
+    """The runs without those constants, schedules and linesearches that another of their setting and tuner beats."""
+    losses, best = mean_loss(runs), {}
+    for config, _ in runs:
+        kind, group = kind_of(config), (setting_of(config), config["tuner"], config["decay"])
+        if losses[kind] < losses.get(best.get(group), np.inf):
+            best[group] = kind
+    searched = ("constant", "schedule", "linesearch", "polyak", "hypergradient")
+    return [(config, history) for config, history in runs if config["tuner"] not in searched
+            or best.get((setting_of(config), config["tuner"], config["decay"])) == kind_of(config)]  # fmt: skip
+
+
+def panels(*quantities, thinned=tuned):
+    """A drawing: a row for each quantity, a column for each setting, a line for each run."""
+
+    def draw(runs, file):
+        runs = thinned(runs)
+        columns = list(dict.fromkeys(setting_of(config) for config, _ in runs))
+        figure, axes = plt.subplots(len(quantities), len(columns), squeeze=False, sharex="col", layout="constrained",
+                                    figsize=(max(5, 2.6 * len(columns)), 0.6 + 1.9 * len(quantities)))  # fmt: skip
+        for config, history in runs:
+            for row, quantity in enumerate(quantities):
+                line(axes[row, columns.index(setting_of(config))], quantity, config, history)
+        for row, quantity in enumerate(quantities):
+            axes[row, 0].set_ylabel(QUANTITIES[quantity], fontsize=9)
+            for axis in axes[row]:
+                finish(axis, quantity)
+        for column, name in enumerate(columns):
+            axes[0, column].set_title(name, fontsize=9)
+            axes[-1, column].set_xlabel("step", fontsize=9)
+            edges = {plots.edge(config) for config, _ in runs if setting_of(config) == name}
+            for row in [row for row, quantity in enumerate(quantities) if quantity == "product"]:
+                axes[row, column].axhline(max(edges), color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
+                axes[row, column].set_ylim(0, 2 * max(edges))
+        entries = {}
+        for axis in axes.flat:
+            entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", frameon=False, fontsize=9,
+                      ncols=min(len(entries), 2 + 2 * len(columns)))  # fmt: skip
+        figure.savefig(file, dpi=130)
+        plt.close(figure)
+
+    return draw
+
+
+def line(axis, quantity, config, history):
+    """One run; a cross marks where it diverged."""
+    history = history | {"product": history["learning_rate"] * history["sharpness"]}
+    step, values = history["step"], history[quantity]
+    shown = np.isfinite(values) & ((values > 0) | (quantity not in LOG))
+    name = plots.labels([config])[0]
+    name = name if config["tuner"] in ("cdat", "exact") else config["tuner"]
+    style = SIGMAS.get(config["sigma"], "--") if config["tuner"] in ("cdat", "exact") else "-"
+    color = plots.COLORS[config["tuner"]]
+    axis.plot(step[shown], values[shown], style, color=color, label=name, linewidth=1, alpha=0.8)
+    if config["status"] == "diverged" and shown.any():
+        axis.plot(step[shown][-1], values[shown][-1], "x", color=color, markersize=7, markeredgewidth=1.5)
+
+
+def finish(axis, quantity):
+    """Scale and frame of a panel."""
+    if quantity in LOG and axis.lines:
+        axis.set_yscale("log")
+        values = np.concatenate([line.get_ydata() for line in axis.lines])
+        if quantity == "loss":  # a run that blows up must not press the others flat
+            start = max(line.get_ydata()[0] for line in axis.lines)
+            axis.set_ylim(0.7 * values.min(), 3 * start)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(which="both", labelsize=8)
+
+
+def heat(x, y, of, split=None):
+    """A drawing: log10 of the final loss, averaged over the seeds, over two settings; a panel for each value of split.
+
+    The best of each row has a frame, a cell with a diverged run a cross.
+    """
+
+    def draw(runs, file):
+        runs = [run for run in runs if run[0]["tuner"] == of]
+        losses = mean_loss(runs)
+        parts = sorted({config[split] for config, _ in runs}) if split else [None]
+        figure, axes = plt.subplots(1, len(parts), squeeze=False, layout="constrained", figsize=(4.6 * len(parts), 3.2))
+        for axis, part in zip(axes[0], parts):
+            cells = {(config[y], config[x]): losses[kind_of(config)] for config, _ in runs if part in (None, config.get(split))}
+            xs, ys = (sorted({key[k] for key in cells}) for k in (1, 0))
+            table = np.array([[cells.get((b, a), np.nan) for a in xs] for b in ys])
+            image = axis.imshow(np.log10(np.where(np.isfinite(table), table, np.nan)), cmap="viridis_r", aspect="auto")
+            for row, values in enumerate(table):
+                axis.add_patch(plt.Rectangle((np.argmin(values) - 0.5, row - 0.5), 1, 1, fill=False, color="#D55E00", linewidth=2))
+                for column in np.flatnonzero(~np.isfinite(values)):
+                    axis.text(column, row, "×", ha="center", va="center", fontsize=12)
+            axis.set_xticks(range(len(xs)), [f"{value:g}" for value in xs], fontsize=8)
+            axis.set_yticks(range(len(ys)), [f"{value:g}" if value else "all" for value in ys], fontsize=8)
+            axis.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), title=f"{split} = {part:g}" if split else "")
+        figure.colorbar(image, ax=axes[0].tolist(), label="log₁₀ final training loss")
+        figure.savefig(file, dpi=130)
+        plt.close(figure)
+
+    return draw
+
+
+def width_and_depth(runs, file):
+    """The drawing of Figure 18: final loss against what varies, for each tuner; the constant rate is tuned."""
+    losses, panels = mean_loss(runs), {"width": [], "depth": [], "weight_decay": [], "samples": []}
+    plain = {name: getattr(train.Config(), name) for name in panels} | LAPTOP["mnist"]
+    for config, _ in runs:
+        for name in panels:
+            if all(config[other] == plain[other] for other in panels if other != name):
+                panels[name].append(config)
+    figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained", sharey=True)
+    for axis, (name, configs) in zip(axes, panels.items()):
+        for tuner, sigma in (("constant", None), ("cdat", 1.0), ("cdat", 2.0), ("cdat", 2.0625)):
+            best = {}
+            for config in configs:
+                if config["tuner"] == tuner and sigma in (None, config["sigma"]):
+                    best[config[name]] = min(losses[kind_of(config)], best.get(config[name], np.inf))
+            label = f"CDAT σ = {sigma:g}" if sigma else "constant, tuned"
+            axis.plot(*zip(*sorted(best.items())), "o" + SIGMAS.get(sigma, "-"), color=plots.COLORS[tuner], label=label,
+                      markersize=4, alpha=0.5 if sigma == 1 else 1)  # fmt: skip
+        axis.set_xlabel(name.replace("_", " "))
+        axis.set_xscale("symlog", linthresh=1e-5) if name == "weight_decay" else axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("final training loss")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------------------------------------------- experiments
+
+
+class Experiment(NamedTuple):
+    claim: str  # what the paper says, or what is asked
+    time: str  # on two cores, where no run is there yet
+    runs: Callable  # runs(scale): dicts from flag to value or values
+    draw: Callable  # draw(runs, file)
+
+
+def everywhere(scale):
+    return on(FOUR, scale, CONSTANT, LINESEARCH, GREEDY, cdat(1.9375, 2.0, 2.0625, 2.5))
+
+
+def of(*tuners):
+    """everywhere, but only some tuners."""
+    return lambda scale: [given for given in everywhere(scale) if given["tuner"] in tuners]
+
+
+def mini(*tuners):
+    return lambda scale: on(["batches"], scale, *(tuner | dict(batch_size=[64, 256]) for tuner in tuners))
+
+
+def varied(scale):
+    tuners = (CONSTANT, cdat(1.0, 2.0, 2.0625))
+    values = dict(width=[16, 64, 256], depth=[1, 2, 4], weight_decay=[0.0, 1e-3, 1e-2], samples=[256, 512, 1024])
+    return on(["mnist"], scale, *(tuner | {name: v} for tuner in tuners for name, grid in values.items() for v in grid))
+
+
+SCHEDULES = [dict(tuner="schedule", lr=rates(0.1, 3), warmup=warmup, decay=decay)
+             for warmup in (0.05, 0.2) for decay in ("constant", "linear", "cosine")]  # fmt: skip
+POLYAK = [dict(tuner="polyak", lr_max=lr_max) for lr_max in (1.0, 100.0)]
+HYPER = [dict(tuner="hypergradient", lr=lr, hyper_rate=rate) for lr in (0.01, 0.05) for rate in (0.01, 0.1)]
 EXPERIMENTS = {
     "defaults": Experiment(
-        "CDAT σ = 2 beats a constant rate, and the greedy rule loses to it", "4 min",
-        [{"tuner": ["constant", "linesearch", "greedy", "cdat"], "lr": 0.1, "seed": [0, 1, 2, 3]}],
-    ),
+        "CDAT σ = 2 ends lower than a constant rate, and the greedy rule higher", "5 min",
+        lambda scale: [dict(tuner=["constant", "linesearch", "greedy", "cdat"], lr=0.1, seed=[0, 1, 2, 3])], plots.draw),
     "edges": Experiment(
-        "with a constant rate ηλ settles at the edge of the optimizer", "5 min",
-        [{"tuner": "constant", "lr": 0.1, "seed": SEEDS},
-         {"tuner": "constant", "optimizer": "momentum", "lr": 0.02, "seed": SEEDS},
-         {"tuner": "constant", "optimizer": "rmsprop", "lr": 2e-5, "seed": SEEDS}],
-    ),
+        "a constant rate ends with ηλ at the edge of its optimizer: 2, and 3.8 for momentum", "4 min",
+        lambda scale: on(["digits"], scale, dict(tuner="constant", lr=0.1), WARM | dict(lr=0.1),
+                         dict(tuner="constant", lr=1e-4, optimizer="rmsprop"),
+                         dict(tuner="constant", lr=0.05, optimizer="momentum"),
+                         WARM | dict(lr=1.0, optimizer="momentum")),
+        panels("loss", "sharpness", "product", thinned=list)),
+    "fig1": Experiment(
+        "linesearch and greedy end above the tuned constant rate; linesearch may lead early", "25 min",
+        of("constant", "linesearch", "greedy"), panels("loss")),
     "fig2": Experiment(
-        "on a linear model linesearch and greedy work well", "5 min",
-        [{"model": "linear", "tuner": "constant", "lr": rates(0.0125, 6), "seed": SEEDS},
-         {"model": "linear", "tuner": ["linesearch", "greedy"], "seed": SEEDS}],
-    ),
+        "on a linear model linesearch and greedy work well", "3 min",
+        lambda scale: on(["linear"], scale, CONSTANT, LINESEARCH, GREEDY), panels("loss", "learning_rate")),
+    "fig3": Experiment(
+        "under both η falls and λ rises with ηλ just below 2; a constant rate settles around 2", "with fig1",
+        of("constant", "linesearch", "greedy"), panels("learning_rate", "sharpness", "product", "grad_norm")),
+    "fig5": Experiment(
+        "σ = 2 beats σ = 1 and is on par with the constant rate or better; 2.0625 is better still; 2.5 diverges", "25 min",
+        of("constant", "greedy", "cdat"), panels("loss", "learning_rate")),
+    "fig6": Experiment(
+        "under CDAT λ does not rise, and ηλ sits slightly above 2", "with fig5",
+        of("constant", "greedy", "cdat"), panels("sharpness", "product", "grad_norm")),
+    "fig7": Experiment(
+        "the best σ falls with the batch size; the moving average smooths it", "5 min",
+        lambda scale: on(["batches"], scale, cdat(*np.arange(0.4, 3, 0.4).round(1), beta=[0.0, 0.9], batch_size=[32, 128, 512, 0])),
+        heat("sigma", "batch_size", "cdat", split="beta")),
+    "fig8": Experiment(
+        "on mini-batches (here of 64 and 256) CDAT gains little over constant rates and schedules", "4 min",
+        mini(CONSTANT, dict(tuner="schedule", lr=None), dict(tuner="schedule", lr=None, decay="linear"),
+             cdat(1.2, 1.6, 2.0, beta=0.9)), panels("loss", "learning_rate")),
+    "fig12": Experiment(
+        "with linesearch and greedy u aligns with the top eigenvector", "with fig1",
+        of("constant", "linesearch", "greedy"), panels("alignment")),
+    "fig13": Experiment(
+        "Polyak's rate beats CDAT σ = 2 and σ = 2.0625 matches it; hypergradient is on par with a constant rate", "6 min",
+        lambda scale: on(["digits", "mlp"], scale, CONSTANT, *POLYAK, *HYPER, cdat(2.0, 2.0625)),
+        panels("loss", "learning_rate", "sharpness")),
+    "fig14": Experiment(
+        "on mini-batches linesearch and greedy do well", "2 min",
+        mini(CONSTANT, LINESEARCH, GREEDY), panels("loss", "learning_rate")),
     "fig15": Experiment(
-        "η = σ/λ is poor at σ = 2 and good at σ = 3: alignment matters", "8 min",
-        [{"tuner": ["exact", "cdat"], "sigma": 2.0, "seed": SEEDS}, {"tuner": "exact", "sigma": 3.0, "seed": SEEDS}],
-    ),
+        "η = σ/λ is poor at σ = 2 and good at σ = 3: alignment matters", "12 min",
+        lambda scale: on(["digits", "mlp"], scale, dict(tuner="exact", sigma=[2.0, 3.0]), CDAT),
+        panels("loss", "learning_rate", "product")),
+    "fig16": Experiment(
+        "at each step the greedy rate lowers the loss more than the on-edge rate would: it wins each step and loses the race",
+        "with fig5", of("cdat"), panels("greedy_gain")),
+    "fig17": Experiment(
+        "under CDAT successive updates end up opposed", "with fig5",
+        of("constant", "greedy", "cdat"), panels("alignment", "turn")),
+    "fig18": Experiment(
+        "gains grow with width and depth and fade with weight decay", "7 min", varied, width_and_depth),
+    "fig19": Experiment(
+        "a tuned schedule can still beat CDAT", "10 min",
+        lambda scale: on(["digits"], scale, CONSTANT, *SCHEDULES, cdat(2.0, 2.0625)), panels("loss", "learning_rate")),
+    "test": Experiment(
+        "asked by readers: do the tuners differ in test loss and accuracy at equal training loss?", "with defaults",
+        lambda scale: [dict(tuner=["constant", "greedy", "cdat"], lr=0.1, seed=[0, 1, 2, 3])],
+        panels("loss", "test_loss", "test_accuracy")),
+    "others": Experiment(
+        "asked by readers: does CDAT σ = 2 beat greedy and the tuned constant rate on a CNN and an RNN?", "8 min",
+        lambda scale: on(["cnn", "rnn"], scale, CONSTANT, GREEDY, CDAT), panels("loss", "learning_rate", "product")),
 }  # fmt: skip
 
 
-def run(name):
+# -------------------------------------------------------------------------------------------------------- results
+
+RESULTS = FIGURES / "results.csv"
+COLUMNS = ("experiment", "setting", "label", "run", "seed", "status", "steps", "loss", "rate_first", "rate", "sharpness_first",
+           "sharpness", "product", "alignment", "turn", "gain", "test_loss", "test_accuracy")  # fmt: skip
+
+
+def summary(name, config, history):
+    """A row of the results. Where a column varies along a run it is the median over the second half."""
+    half = len(history["step"]) // 2
+    median = lambda values: np.nanmedian(values[half:]) if np.isfinite(values[half:]).any() else np.nan
+    first = lambda values: next(iter(values[np.isfinite(values) & (values > 0)]), np.nan)
+    gain = history["greedy_gain"][np.isfinite(history["greedy_gain"])]
+    numbers = dict(loss=train.final_loss(history), rate_first=first(history["learning_rate"]),
+                   rate=history["learning_rate"][-1], sharpness_first=first(history["sharpness"]),
+                   sharpness=train.last_measured(history["sharpness"]),
+                   product=median(history["learning_rate"] * history["sharpness"]),
+                   alignment=median(history["alignment"]), turn=median(history["turn"]), gain=np.mean(gain > 0),
+                   test_loss=train.last_measured(history["test_loss"]),
+                   test_accuracy=train.last_measured(history["test_accuracy"]))  # fmt: skip
+    words = dict(experiment=name, setting=setting_of(config), label=plots.labels([config])[0], run=kind_of(config),
+                 seed=config["seed"], status=config["status"], steps=len(history["step"]))  # fmt: skip
+    return words | {key: f"{value:.4g}" for key, value in numbers.items()}
+
+
+def run(name, scale, data_dir, out):
     """Trains what is not there yet, draws the figure, and replaces the experiment's rows of the results."""
-    configs = [config for given in EXPERIMENTS[name].runs for config in train.configurations(given | {"resume": True})]
     runs = []
+    given = [flags | dict(resume=True, data_dir=data_dir, out=out) for flags in EXPERIMENTS[name].runs(scale)]
+    configs = list(dict.fromkeys(config for flags in given for config in train.configurations(flags)))
     for k, config in enumerate(configs):
         print(f"[{k + 1}/{len(configs)}] {train.name_of(config)}", flush=True)
-        runs.append((dataclasses.asdict(config), train.train(config)))
-        status = plots.load_run(Path(config.out) / train.name_of(config))[0]["status"]
-        runs[-1][0]["status"] = status
-    plots.draw(runs, RESULTS.parent / f"{name}.png")
-    labels = plots.labels([config for config, _ in runs])
+        history = train.train(config)
+        runs.append((plots.read_settings(Path(config.out) / train.name_of(config)), history))
+    EXPERIMENTS[name].draw(runs, FIGURES / f"{name}.png")
     rows = [row for row in results() if row["experiment"] != name]
-    for config, (settings, history), label in zip(configs, runs, labels):
-        product = history["learning_rate"] * history["sharpness"]
-        rows.append(dict(experiment=name, run=train.name_of(config), label=label, seed=config.seed,
-                         status=settings["status"], loss=f"{train.final_loss(history):.6g}",
-                         learning_rate=f"{history['learning_rate'][-1]:.4g}",
-                         sharpness=f"{train.last_measured(history['sharpness']):.5g}",
-                         product=f"{train.last_measured(product):.4g}"))  # fmt: skip
+    rows += [summary(name, config, history) for config, history in runs]
     with open(RESULTS, "w", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def results():
-    """The rows of the results, dicts of strings."""
-    return list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
+def results(*names):
+    """The rows of the results, of all experiments or of those named; numbers are read as numbers."""
+    rows = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
+    return [row for row in rows if not names or row["experiment"] in names]
+
+
+def groups(rows):
+    """Rows by (setting, run): what differs in the seed alone is one group."""
+    found = {}
+    for row in rows:
+        found.setdefault((row["setting"], row["run"]), []).append(row)
+    return found
+
+
+def mean(rows, column):
+    return np.mean([float(row[column]) for row in rows])
 
 
 def table(name):
-    """A line a kind of run: its mean and range over the seeds, in Markdown.
-
-    loss is the mean of the last 5 steps; the last ηλ that was measured is product.
-    """
-    groups = {}
-    for row in results():
-        if row["experiment"] == name:
-            groups.setdefault(row["label"], []).append(row)
-    lines = ["| run | loss: mean (range) | diverged | last rate | last sharpness | last product |", "|---|---|---|---|---|---|"]
-    for label, rows in groups.items():
-        loss = np.array([float(row["loss"]) for row in rows])
-        mean = lambda column: f"{np.mean([float(row[column]) for row in rows]):.3g}"
-        spread = f"{loss.mean():.3g} ({loss.min():.3g} to {loss.max():.3g})"
-        diverged = sum(row["status"] == "diverged" for row in rows)
-        lines.append(f"| {label} | {spread} | {diverged} of {len(rows)} | {mean('learning_rate')} | "
-                     f"{mean('sharpness')} | {mean('product')} |")  # fmt: skip
+    """A line for each kind of run, in Markdown: loss is the mean of the last 5 steps; the rest as in `summary`."""
+    lines = ["| setting | run | loss: mean (range over seeds) | diverged | rate | sharpness | ηλ |", "|---|---|---|---|---|---|---|"]
+    for (setting, _), rows in groups(results(name)).items():
+        whole = [float(row["loss"]) for row in rows if row["status"] == "done"] or [np.inf]
+        spread = f"{np.mean(whole):.3g} ({min(whole):.3g} to {max(whole):.3g})"
+        lines.append(f"| {setting} | {rows[0]['label']} | {spread} | {len(rows) - len(whole) * (whole != [np.inf])} of {len(rows)} | "
+                     f"{mean(rows, 'rate'):.3g} | {mean(rows, 'sharpness'):.3g} | {mean(rows, 'product'):.3g} |")  # fmt: skip
     return "\n".join(lines)
 
 
 def main(argv=None):
     """The command line."""
     parser = argparse.ArgumentParser(description="The paper's figures, from a laptop.", allow_abbrev=False)
-    parser.add_argument("name", nargs="*", help="an experiment of --list, or all")
+    parser.add_argument("names", nargs="*", metavar="name", help="an experiment of --list, all, or claims")
     parser.add_argument("--list", action="store_true", help="each experiment with its time and claim")
     parser.add_argument("--table", action="store_true", help="the table of the committed results, without running")
+    parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help="the paper's own settings, or smaller")
+    parser.add_argument("--data-dir", default="datasets", help="folder that holds the data sets, or is to")
+    parser.add_argument("--out", default="runs", help="folder of the run folders")
     options = parser.parse_args(argv)
-    if options.list or not options.name:
+    if options.list or not options.names:
         for name, experiment in EXPERIMENTS.items():
-            print(f"{name:10} {experiment.time:>7}  {experiment.claim}")
-    for name in EXPERIMENTS if options.name == ["all"] else options.name:
+            print(f"{name:9} {experiment.time:>13}  {experiment.claim}")
+    for name in EXPERIMENTS if options.names == ["all"] else options.names:
         if name not in EXPERIMENTS:
-            sys.exit(print(f"experiments.py: no experiment {name!r}; there are {', '.join(EXPERIMENTS)}",
-                           file=sys.stderr) or 2)  # fmt: skip
+            train.fail(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
         if not options.table:
-            run(name)
+            run(name, options.scale, options.data_dir, options.out)
         print(table(name))
 
 

@@ -166,12 +166,14 @@ def finish(figure, axes, configs):
     for axis in axes[1]:
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
-    edges = sorted({(edge(config), config["optimizer"]) for config in configs})
-    axes[1, 1].set_ylim(top=2 * edges[-1][0])  # what is far above the edge is a start, or the end of a run
-    for value, optimizer in edges:
+    edges = {edge(config): [] for config in configs}
+    for optimizer, value in dict.fromkeys((config["optimizer"], edge(config)) for config in configs):
+        edges[value].append(optimizer)
+    axes[1, 1].set_ylim(top=2 * max(edges))  # what is far above the edge is a start, or the end of a run
+    for value, optimizers in edges.items():
         axes[1, 1].axhline(value, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
         axes[1, 1].annotate(
-            f"edge of\n{optimizer}: {value:g}", (1, value), (4, 0), xycoords=("axes fraction", "data"),
+            f"edge of\n{', '.join(optimizers)}: {value:g}", (1, value), (4, 0), xycoords=("axes fraction", "data"),
             textcoords="offset points", va="center", fontsize=8, color="#D55E00",
         )  # fmt: skip
     entries = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels())))

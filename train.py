@@ -280,16 +280,12 @@ def functions(model, options, shape, classes, loss, optimizer, tuner, decay, chu
         step = gd.make_step(objective(numbers["weight_decay"]), *make(numbers), chunk_size)
         return step(carry, pick(samples, rows))
 
-    def look(carry, samples, rows, numbers):
-        """The direction u that the next step takes, its P^(-1/2), and what the on-edge rate loses to the greedy one."""
+    def look(w, carry, samples, rows, numbers):
+        """Of the step that led from w to carry: P^(-1/2), and what the on-edge rate loses to the greedy one."""
         f = lambda w: gd.mean_over_chunks(objective(numbers["weight_decay"]), chunk_size)(w, pick(samples, rows))
-        value_and_grad = gd.mean_over_chunks(jax.value_and_grad(objective(numbers["weight_decay"])), chunk_size)
-        value, g = value_and_grad(carry.w, pick(samples, rows))
-        optimizer, greedy = make(numbers)[0], tuners.greedy()
-        u, state = optimizer.direction(carry.optimizer, g)
-        eta, _ = greedy.rate(greedy.init(carry.w), f, carry.w, value, g, u)
-        gain = f(tuners.move(carry.w, 2 * eta, u)) - f(tuners.move(carry.w, eta, u))
-        return u, optimizer.scale(state), gain
+        slope, curved = jax.jvp(lambda w: jax.jvp(f, (w,), (carry.u,))[1], (w,), (carry.u,))  # g·u, uᵀHu
+        greedy, on_edge = jax.lax.map(lambda eta: f(tuners.move(w, eta, carry.u)), -slope / abs(curved) * jnp.array([1, 2]))
+        return make(numbers)[0].scale(carry.optimizer), on_edge - greedy
 
     def hessian(w, scale, v, samples, weight_decay):
         """P^(-1/2) H P^(-1/2) v (22), of all training samples."""
@@ -316,18 +312,18 @@ COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "turn")  # of every ste
 MEASURED = ("sharpness", "alignment", "test_loss", "test_accuracy", "greedy_gain")  # nan where not measured
 
 
-def measure(config, functions, carry, v, samples, rows, held_out, numbers):
-    """What is measured at w beside the step: a dict of columns, and the eigenvector the next measurement starts from."""
+def measure(config, functions, w, carry, v, samples, rows, held_out, numbers):
+    """What is measured at w, from which a step led to carry: a dict of columns, and where the next measurement starts."""
     look, hessian, align, test = functions[2:]
-    u, scale, gain = look(carry, samples, rows, numbers)
-    loss, accuracy = test(carry.w, held_out)
+    scale, gain = look(w, carry, samples, rows, numbers)
+    loss, accuracy = test(w, held_out)
     found = dict(greedy_gain=gain, test_loss=loss, test_accuracy=accuracy)
     if config.no_sharpness:
         return found, v
     some = jax.tree.map(lambda a: a[: config.sharpness_samples or None], samples)
-    product = lambda v: hessian(carry.w, scale, v, some, numbers["weight_decay"])
+    product = lambda v: hessian(w, scale, v, some, numbers["weight_decay"])
     top = sharpness.power_iteration(product, v, config.sharpness_tol)
-    found |= dict(sharpness=np.asarray(top.value, loss.dtype), alignment=align(u, scale, top.vector))
+    found |= dict(sharpness=np.asarray(top.value, loss.dtype), alignment=align(carry.u, scale, top.vector))
     return found, top.vector
 
 
@@ -372,9 +368,11 @@ def train(config, report=lambda rows: None):
         started, waiting, bad = time.time(), [], []
         for t in range(first, config.steps):
             rows, found = jax.device_put(rows_of(config, t, n), laid), {}
-            if t % config.sharpness_every == 0:
-                found, v = measure(config, compiled, carry, v, samples, rows, held_out, numbers)
+            measured = t % config.sharpness_every == 0
+            w = jax.tree.map(jnp.copy, carry.w) if measured else None  # the step gives its carry away
             carry, metrics = step(carry, samples, rows, numbers)
+            if measured:
+                found, v = measure(config, compiled, w, carry, v, samples, rows, held_out, numbers)
             waiting.append({"step": t, **metrics, **found})
             if (t + 1) % config.log_every and t + 1 < config.steps and not interrupted:
                 continue
@@ -635,6 +633,7 @@ def main(argv=None):
         configs = configurations(vars(parser().parse_args(arguments)))
         if not configs[0].no_cache:
             jax.config.update("jax_compilation_cache_dir", str(CACHE))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         if configs[0].distributed:
             join(configs[0])
         for config in configs:  # every refusal comes before the first step

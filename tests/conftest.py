@@ -4,5 +4,10 @@ import os
 
 import jax
 
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # tests leave nothing in the user's cache folder, nor trust it
-jax.config.update("jax_enable_compilation_cache", False)
+SETTINGS = {
+    "jax_enable_compilation_cache": False,  # tests leave nothing in the user's cache folder, nor trust it
+    "jax_disable_most_optimizations": True,  # most of the time goes into compilation; what analyses it sets this back
+}
+for name, value in SETTINGS.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)

@@ -508,22 +508,6 @@ def loss(model, x, y):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_plain_gradient_steps_lower_the_loss_at_each_step(name):
-    model, x, y = build(name)
-
-    @jit
-    def step(w):
-        value, g = jax.value_and_grad(loss(model, x, y))(w)
-        return jax.tree.map(lambda w, g: w - 0.001 * g, w, g), value
-
-    w, losses = jit(model.init)(jax.random.key(3)), []
-    for _ in range(6):
-        w, value = step(w)
-        losses.append(float(value))
-    assert np.isfinite(losses).all() and (np.diff(losses) < 0).all()
-
-
-@pytest.mark.parametrize("name", TINY)
 def test_curvature_by_a_jvp_of_a_jvp_is_the_second_difference_of_the_loss_along_a_line(name):
     with jax.enable_x64(True):
         model, x, y = build(name)

@@ -272,6 +272,27 @@ def test_settings_survive_the_way_through_config_json(run):
     assert there["grow"] == float("inf") and run("--tuner", "linesearch", "--grow", "inf", "--steps", 2)
 
 
+@pytest.mark.parametrize("model", train.models.MODELS)
+def test_every_model_trains_20_cdat_steps_and_has_a_finite_sharpness(model):
+    text = model in ("rnn", "transformer")
+    config = train.Config(dataset="pydocs" if text else "digits", samples=64, loss="ce", model=model,
+                          width=0 if model == "linear" else 8,
+                          depth=1 if model not in ("linear", "rnn", "resnet") else 0)  # fmt: skip
+    samples, _, classes, _, _ = train.placed(config)
+    options, numbers = train.arguments(config, "model"), train.numbers_of(config)
+    init, step, _, hessian, _, _ = train.functions(model, tuple(options.items()), samples[0].shape[1:], classes, config.loss,
+                                                   config.optimizer, config.tuner, config.decay, 0)  # fmt: skip
+    carry, losses = init(0, numbers), []
+    for _ in range(20):
+        carry, metrics = step(carry, samples, None, numbers)
+        losses.append(float(metrics["loss"]))
+        assert np.isfinite(losses[-1]) and metrics["learning_rate"] > 0
+    assert losses[-1] < losses[0], losses
+    product = lambda v: hessian(carry.w, None, v, samples, config.weight_decay)
+    top = train.sharpness.power_iteration(product, carry.u, tol=0.1, max_iters=20)
+    assert np.isfinite(top.value) and top.value > 0
+
+
 # ------------------------------------------------------------------------------------ several devices, several machines
 
 SHORT = ["--samples", "256", "--width", "32", "--steps", "50", "--sharpness-every", "10", "--no-plot", "--no-cache"]
@@ -303,7 +324,7 @@ def test_four_devices_take_the_steps_of_one_and_the_batch_is_laid_over_as_many_a
 import jax, train
 with jax.enable_x64(True): train.main({CDAT} + ["--out", "True"])
 train.main({CONSTANT} + ["--out", "False"])
-train.main({SHORT} + ["--out", "few", "--samples", "250", "--steps", "2"])
+train.placed(train.Config(samples=250))
 """
     more = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": os.path.dirname(train.__file__)}
     data = ["datasets", tmp_path / "datasets"]
