@@ -164,6 +164,8 @@ def cdat_model(sigma=2.0, lam=18.0, lr=0.05, p=4.0, q=4.0, a=0.05, b=0.1, nu=0.1
     Most of it is a lag: (9) gives the new rate from the old λ, p, q, so while λ grows ηλ comes out above 2. A tuner in
     a real run sees the new ones. Deviation: lagged=False is that. Then only q keeps y above 0, q dies out, p stays
     where it is by then, and λ reaches 32.0 at step 4000, not far from σ = 1.9.
+    Each σ > 2 that was tried leaves the model: p grows until it drives λ below 0, for 2.0625 at step 160 (67 without
+    the lag). That real runs do well there is not in it.
 
     >>> [round(float(cdat_model(sigma).sharpness[4000]), 1) for sigma in (2.0, 1.9)]
     [27.9, 33.5]
@@ -177,10 +179,10 @@ def feedback_model(sigma_high=2.5, tau=0.05, beta=0.9, lam=18.0, lr=0.05, p=4.0,
 
         e ← βe + (1 − β) f,   σ = 1 if f > (1 + τ) e else σ_high
 
-    Stay above the edge until the loss f rises over its moving average e (which f₀ starts), then take a greedy step. The
-    rule looks at the loss of the very step whose rate it chooses, hence no lag; e already holds that f.
-    Here it sharpens far more than σ = 2, λ is 124 at step 400: a greedy step leaves next to no p, so the next rate is
-    that of the rest, σ/ν = 25, which adds aη to λ at once and throws p up again. A real loss has more eigenvalues.
+    Stay above the edge until the loss f rises over its moving average e (which f₀ starts), then take a greedy step.
+    The rule looks at the loss of the very step whose rate it chooses, hence no lag; e already holds that f.
+    Here it sharpens far more than σ = 2, λ is some 120 at step 400: a greedy step leaves next to no p, so the next
+    rate is that of the rest, σ/ν = 25, which adds aη to λ at once and throws p up again. A real loss has more eigenvalues.
 
     >>> [round(float(y), 1) for y in feedback_model(steps=8).y]  # p doubles each step until it is cut at step 7
     [-1.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, -1.0, 444.9]

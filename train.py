@@ -59,6 +59,7 @@ class Config:
     dataset: str = flag("digits", "data set", tuple(data.DATASETS))
     data_dir: str = flag("datasets", "folder that holds the data sets, or is to", names_run=False)
     samples: int = flag(1024, "training samples, balanced over the classes; 0 = all", "[0, 1e9]")
+    test_samples: int = flag(0, "test samples; 0 = all", "[0, 1e9]")
     image_size: int = flag(224, "side of the square that is cropped", "[1, 4096]", of=("imagenette",))
     standardize: bool = flag(False, "give each channel mean 0 and deviation 1", of=IMAGES)
     model: str = flag("mlp", "network", tuple(models.MODELS))
@@ -411,7 +412,8 @@ def placed(config):
         mesh = jax.sharding.Mesh(np.array(devices[:used]), ("samples",))
         laid, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["samples"], []))
     samples = jax.device_put((dataset.x, dataset.y), everywhere if config.batch_size else laid)
-    held_out = jax.device_put((dataset.x_test, dataset.y_test), everywhere)
+    few = config.test_samples or None
+    held_out = jax.device_put((dataset.x_test[:few], dataset.y_test[:few]), everywhere)
     return samples, held_out, dataset.classes, laid, everywhere
 
 

@@ -3,6 +3,7 @@
 import os
 
 import jax
+import pytest
 
 SETTINGS = {
     "jax_enable_compilation_cache": False,  # tests leave nothing in the user's cache folder, nor trust it
@@ -11,3 +12,11 @@ SETTINGS = {
 for name, value in SETTINGS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture
+def optimized():
+    """Compilation as users have it, for what the compiler's own analysis is asked about."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

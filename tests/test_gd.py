@@ -219,7 +219,7 @@ def test_20_steps_in_chunks_are_20_steps(pair, size):
 
 
 @pytest.mark.parametrize("name", ["gradient", "curvature", "product"])
-def test_memory_in_chunks_does_not_grow_with_the_samples(name):
+def test_memory_in_chunks_does_not_grow_with_the_samples(optimized, name):
     sizes = [64, 128, 128, 10]
     w = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in zip(sizes, sizes[1:])]
 
