@@ -18,6 +18,7 @@ import functools
 import io
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -223,7 +224,7 @@ def heat(x, y, of, split=None):
         figure, axes = plt.subplots(1, len(parts), squeeze=False, layout="constrained", figsize=(4.6 * len(parts), 3.2))
         for axis, part in zip(axes[0], parts):
             cells = {(config[y], config[x]): losses[kind_of(config)] for config, _ in runs if part in (None, config.get(split))}
-            xs, ys = (sorted({key[k] for key in cells}) for k in (1, 0))
+            xs, ys = (sorted({key[k] for key in cells}, key=lambda value: value or np.inf) for k in (1, 0))  # 0 = all
             table = np.array([[cells.get((b, a), np.nan) for a in xs] for b in ys])
             image = axis.imshow(np.log10(np.where(np.isfinite(table), table, np.nan)), cmap="viridis_r", aspect="auto")
             for row, values in enumerate(table):
@@ -442,6 +443,93 @@ def table(name):
     return "\n".join(lines)
 
 
+# --------------------------------------------------------------------------------------------------------- claims
+
+
+def by_setting(name, label, column="loss", best=min):
+    """By setting: the best over kinds of run, whose label starts with those words, of the mean of a column over the seeds."""
+    found = {}
+    for (setting, _), rows in groups(results(name)).items():
+        if (rows[0]["label"] + " ").startswith(label + " "):
+            found.setdefault(setting, []).append(mean(rows, column))
+    return {setting: best(values) for setting, values in found.items()}
+
+
+def below(name, label, other, factor=1.0, column="loss"):
+    """Where one kind of run ends below factor × another: (setting, measured, whether)."""
+    first, second = by_setting(name, label, column), by_setting(name, other, column)
+    return [(setting, f"{first[setting]:.3g} against {second[setting]:.3g}", first[setting] < factor * second[setting])
+            for setting in first if setting in second]  # fmt: skip
+
+
+def within(name, label, column, low, high):
+    """Where a column lies in a range."""
+    values = by_setting(name, label, column, best=np.mean)
+    return [(setting, f"{value:.3g}", low <= value <= high) for setting, value in values.items()]
+
+
+def ratio(name, label, column, low, high):
+    """Where a column has changed along the run by a factor in a range."""
+    last, first = by_setting(name, label, column, np.mean), by_setting(name, label, column + "_first", np.mean)
+    return [(setting, f"× {last[setting] / first[setting]:.2g}", low <= last[setting] / first[setting] <= high) for setting in last]
+
+
+def best_sigmas():
+    """Figure 7: the best σ by (β, batch size), and whether it falls as the batch shrinks."""
+    losses = {}
+    for rows in groups(results("fig7")).values():
+        run = rows[0]["run"]
+        read = lambda word, default: next((float(part[len(word):]) for part in run.split("-") if part.startswith(word)), default)
+        losses.setdefault((read("beta", 0.0), read("batch_size", np.inf)), {})[read("sigma", 2.0)] = mean(rows, "loss")
+    best = {key: min(values, key=values.get) for key, values in sorted(losses.items())}
+    return [(f"β = {beta:g}", ", ".join(f"batch {size:g}: {sigma:g}" for (b, size), sigma in best.items() if b == beta),
+             [s for (b, _), s in best.items() if b == beta] == sorted(s for (b, _), s in best.items() if b == beta))
+            for beta in sorted({beta for beta, _ in best})]  # fmt: skip
+
+
+CLAIMS = [
+    ("1", "linesearch ends above the tuned constant rate", lambda: below("fig1", "constant", "linesearch")),
+    ("1", "greedy ends above the tuned constant rate", lambda: below("fig1", "constant", "greedy")),
+    ("2", "linear model: linesearch within 10 % of the best constant rate, or better", lambda: below("fig2", "linesearch", "constant", 1.1)),
+    ("2", "linear model: greedy likewise", lambda: below("fig2", "greedy", "constant", 1.1)),
+    ("3", "greedy: η falls", lambda: ratio("fig3", "greedy", "rate", 0, 1)),
+    ("3", "greedy: λ rises", lambda: ratio("fig3", "greedy", "sharpness", 1, np.inf)),
+    ("3", "linesearch: λ rises", lambda: ratio("fig3", "linesearch", "sharpness", 1, np.inf)),
+    ("3", "greedy: ηλ just below 2 (1.6 to 2)", lambda: within("fig3", "greedy", "product", 1.6, 2)),
+    ("5", "CDAT σ = 2 on par with the tuned constant rate (at most 5 % above), or better", lambda: below("fig5", "CDAT σ = 2", "constant", 1.05)),
+    ("5", "CDAT σ = 2 always better than σ = 1, greedy", lambda: below("fig5", "CDAT σ = 2", "greedy")),
+    ("5", "σ = 2.0625 better still", lambda: below("fig5", "CDAT σ = 2.0625", "CDAT σ = 2")),
+    ("5", "σ = 2.5 generally diverges, or ends above σ = 2", lambda: below("fig5", "CDAT σ = 2", "CDAT σ = 2.5")),
+    ("5", "η rises on its own under σ = 2", lambda: ratio("fig5", "CDAT σ = 2", "rate", 1, np.inf)),
+    ("6", "λ does not rise under σ = 2", lambda: ratio("fig6", "CDAT σ = 2", "sharpness", 0, 1.05)),
+    ("6", "ηλ sits slightly above 2 (2 to 2.6)", lambda: within("fig6", "CDAT σ = 2", "product", 2, 2.6)),
+    ("7", "the best σ falls with the batch size", best_sigmas),
+    ("8", "mini-batches: CDAT gains little, at most 20 %, over the best constant rate", lambda: below("fig8", "constant", "CDAT", 1.2)),
+    ("8", "mini-batches: the best schedule beats it", lambda: below("fig8", "schedule", "CDAT")),
+    ("12", "greedy aligns u with the top eigenvector (above 0.5)", lambda: within("fig12", "greedy", "alignment", 0.5, 1)),
+    ("13", "Polyak beats CDAT σ = 2", lambda: below("fig13", "polyak", "CDAT σ = 2")),
+    ("13", "σ = 2.0625 matches Polyak (at most 10 % above)", lambda: below("fig13", "CDAT σ = 2.0625", "polyak", 1.1)),
+    ("13", "hypergradient on par with a constant rate (at most 10 % above)", lambda: below("fig13", "hypergradient", "constant", 1.1)),
+    ("14", "mini-batches: linesearch does well (at most 10 % above the best constant rate)", lambda: below("fig14", "linesearch", "constant", 1.1)),
+    ("14", "mini-batches: greedy likewise", lambda: below("fig14", "greedy", "constant", 1.1)),
+    ("15", "η = 2/λ is poor: CDAT σ = 2 ends below", lambda: below("fig15", "CDAT σ = 2", "exact σ = 2")),
+    ("15", "η = 3/λ is good: at most 10 % above CDAT σ = 2", lambda: below("fig15", "exact σ = 3", "CDAT σ = 2", 1.1)),
+    ("16", "the greedy rate lowers the loss more than the on-edge rate at (nearly) each step", lambda: within("fig16", "CDAT σ = 2", "gain", 0.95, 1)),
+    ("17", "successive updates end up opposed under σ = 2 (cosine below −0.5)", lambda: within("fig17", "CDAT σ = 2", "turn", -1, -0.5)),
+    ("19", "a tuned schedule beats CDAT σ = 2", lambda: below("fig19", "schedule", "CDAT σ = 2")),
+]  # fmt: skip
+
+
+def claims():
+    """The verdicts in Markdown: figure, claim, what was measured (means over three seeds), whether it holds."""
+    lines = ["| figure | claim | measured: mean over the seeds | verdict |", "|---|---|---|---|"]
+    for figure, claim, measure in CLAIMS:
+        found = measure()
+        verdict = {0: "does not hold", len(found): "holds"}.get(sum(ok for *_, ok in found), "holds partly") if found else "not run"
+        lines.append(f"| {figure} | {claim} | {'; '.join(f'{setting}: {text}' for setting, text, _ in found)} | {verdict} |")
+    return "\n".join(lines)
+
+
 # ----------------------------------------------------------------------------------------------------------- cost
 
 FAMILIES = {  # model, options, shape of a sample, samples; on random data, which costs what real data does
@@ -656,6 +744,21 @@ def cost():
     cost_of_starting()
 
 
+def readme():
+    """Writes the tables between <!-- table: NAME --> and <!-- end --> in README.md anew."""
+    file = Path(__file__).parent / "README.md"
+    file.write_text(with_tables(file.read_text()))
+
+
+def with_tables(text):
+    """The text with each table as the committed results have it."""
+    fill = lambda match: f"{match[1]}\n{claims() if match[2] == 'claims' else table(match[2])}\n<!-- end -->"
+    return re.sub(r"(<!-- table: (\w+) -->)\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+COMMANDS = {"cost": cost, "claims": lambda: print(claims()), "readme": readme}
+
+
 def main(argv=None):
     """The command line."""
     parser = argparse.ArgumentParser(description="The paper's figures, from a laptop.", allow_abbrev=False)
@@ -670,8 +773,8 @@ def main(argv=None):
         for name, experiment in EXPERIMENTS.items():
             print(f"{name:9} {experiment.time:>13}  {experiment.claim}")
     for name in EXPERIMENTS if options.names == ["all"] else options.names:
-        if name == "cost":
-            cost()
+        if name in COMMANDS:
+            COMMANDS[name]()
             continue
         if name not in EXPERIMENTS:
             train.fail(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")

@@ -30,6 +30,7 @@ COLORS = {
     "polyak": "#CC79A7",
     "hypergradient": "#56B4E9",
     "exact": "#D55E00",
+    "feedback": "#882255",
 }
 STYLES = ["-", "--", ":", "-."]  # runs of one tuner
 

@@ -191,6 +191,38 @@ def greedy():
     return cdat(sigma=1.0)
 
 
+def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0):
+    """CDAT over the edge and back: ours, not the paper's.
+
+        m ← average m + (1 − average) f(w),   σ = 1 where f(w) > (1 + τ) m, else sigma_high,   η = σ n/d (8)
+
+    A fixed σ of 2.5 lowers sharpness and loss fastest, and diverges. What grows is the component of u along the top
+    eigenvector; once it dominates u, one greedy step (σ = 1) takes just that out. So this oversteps while the loss is
+    near its moving average m, and resets where it is above by more than the tolerance τ. Long steps paid for by
+    short ones also speed up gradient descent on convex functions (Altschuler and Parrilo 2023; Grimmer 2023).
+    The state is (m, the state of `cdat`); a loss that is not finite does not enter m. Costs one curvature.
+
+    >>> f = lambda w: 2 * w**2
+    >>> w, g = jnp.array(1.0), jnp.array(4.0)
+    >>> tuner = feedback()
+    >>> eta, state = tuner.rate(tuner.init(w), f, w, f(w), g, -g)  # the first loss is its own average
+    >>> float(eta)
+    0.625
+    >>> float(tuner.rate(state, f, w, 2 * f(w), g, -g)[0])  # the loss doubled
+    0.25
+    """
+
+    def rate(state, f, w, value, g, u):
+        m, averages = state
+        new = jnp.where(jnp.isnan(m), value, average * m + (1 - average) * value)
+        m = jnp.where(jnp.isfinite(value), new, m)
+        sigma = jnp.where(value > (1 + tolerance) * m, 1.0, sigma_high)
+        eta, averages = cdat(sigma, beta).rate(averages, f, w, value, g, u)
+        return eta, (m, averages)
+
+    return Tuner(init=lambda w: (scalar(jnp.nan, w), cdat().init(w)), rate=rate)
+
+
 def polyak(f_min=0.0, lr_max=1.0):
     """Polyak's rate (23), η = min((f(w) − f*)/‖g‖², lr_max), with f_min the least loss f* there could be.
 
@@ -293,4 +325,5 @@ TUNERS = {
     "polyak": polyak,
     "hypergradient": hypergradient,
     "exact": exact,
+    "feedback": feedback,
 }

@@ -1,9 +1,6 @@
 """Facts about the sharpness: eigenvalues as numpy finds them in the dense matrix, and an honest end."""
 
 import doctest
-import shutil
-import subprocess
-import sys
 from functools import cache
 
 import jax
@@ -211,10 +208,3 @@ def test_the_same_start_gives_the_same_bits():
 def test_examples_in_docstrings_run():
     failed, attempted = doctest.testmod(sharpness)
     assert attempted >= 9 and failed == 0
-
-
-def test_sharpness_works_copied_out_alone(tmp_path):
-    shutil.copy(sharpness.__file__, tmp_path)
-    code = "import sharpness, jax.numpy as jnp; print(sharpness.power_iteration(lambda v: 3 * v, jnp.ones(2)).iterations)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert run.stdout == "1\n", run.stderr

@@ -94,7 +94,7 @@ def test_ctrl_c_saves_shows_the_table_and_says_how_to_go_on(tmp_path, environmen
 
 
 def test_more_steps_on_resume_are_what_one_long_run_gives(tmp_path, capsys):
-    for tuner in ("cdat", "linesearch"):
+    for tuner in ("feedback", "linesearch"):
         a, b = str(tmp_path / tuner / "a"), str(tmp_path / tuner / "b")
         train.main([*TINY, "--tuner", tuner, "--batch-size", "16", "--steps", "100", "--out", a])
         train.main([*TINY, "--tuner", tuner, "--batch-size", "16", "--steps", "45", "--out", b])
