@@ -22,7 +22,7 @@ p and q are squared displacements, not squared gradients: with ∇f = (λx, νz)
 which is (9) as printed. So the loss is ½(λp + νq).
 Numbers may be Python's or traced, steps is a Python integer; for many starts use jax.vmap.
 Copying: this file needs JAX alone; take a model with Path, floats and rollout, or `measure` with Measured and dot.
-Paper: Roulet et al. 2024, arXiv:2407.06183, Sections 2.3 and 3, Appendix A; equation numbers are the paper's.
+Paper: Roulet et al. 2024, arXiv:2407.06183, equations (4) to (10) and Appendix A; equation numbers are the paper's.
 Read next: experiments.py, where a real run is laid over it.
 """
 
@@ -182,9 +182,10 @@ def feedback_model(sigma_high=2.5, tau=0.05, beta=0.9, lam=18.0, lr=0.05, p=4.0,
     Stay above the edge until the loss f rises over its moving average e (which f₀ starts), then take a greedy step.
     The rule looks at the loss of the very step whose rate it chooses, hence no lag; e already holds that f.
     Here it sharpens far more than σ = 2, λ is some 120 at step 400: a greedy step leaves next to no p, so the next
-    rate is that of the rest, σ/ν = 25, which adds aη to λ at once and throws p up again. A real loss has more eigenvalues.
+    rate is that of the rest, σ/ν = 25, which adds aη to λ at once and throws p up again. A real loss has more
+    eigenvalues than two.
 
-    >>> [round(float(y), 1) for y in feedback_model(steps=8).y]  # p doubles each step until it is cut at step 7
+    >>> [round(float(y), 1) for y in feedback_model(steps=8).y]  # p grows 2.25-fold a step until it is cut at step 7
     [-1.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, -1.0, 444.9]
     """
 
