@@ -128,10 +128,10 @@ def dashed(name):
     return "--" + name.replace("_", "-")
 
 
-def fail(message, code=2):
+def fail(message, program="train.py"):
     """One line on stderr, and the end."""
-    print("train.py:", " ".join(str(message).split()), file=sys.stderr)
-    sys.exit(code)
+    print(f"{program}:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(2)
 
 
 def parser():
@@ -557,12 +557,6 @@ def progress(config):
     return report
 
 
-def final_loss(history):
-    """What runs are compared by: the mean loss of the last 5 steps; inf where the run diverged."""
-    loss = history["loss"][-5:]
-    return np.mean(loss) if np.isfinite(loss[-1]) else math.inf
-
-
 def last_measured(values):
     """The last entry that is not nan."""
     return next((value for value in values[::-1] if np.isfinite(value)), math.nan)
@@ -573,7 +567,7 @@ def table(runs):
     names = plots.labels([config for config, _ in runs])
     if len({config["seed"] for config, _ in runs}) > 1:
         names = [f"{name}, seed {config['seed']}" for name, (config, _) in zip(names, runs)]
-    losses = [final_loss(history) for _, history in runs]
+    losses = [plots.final_loss(history) for _, history in runs]
     width = max(map(len, ["run", *names]))
     lines = [f"{'run':<{width}}  {'loss':>9} {'rate':>8} {'sharpness':>9} {'product':>7} {'accuracy':>8} {'time':>6}"]
     for name, loss, (config, history) in zip(names, losses, runs):

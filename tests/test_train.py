@@ -220,8 +220,8 @@ def test_the_table_marks_the_best_run_and_warns_of_a_best_value_on_the_border(ru
 
 
 def test_runs_are_compared_by_the_mean_loss_of_their_last_five_steps():
-    assert train.final_loss({"loss": np.array([9.0, 1, 2, 3, 4, 5])}) == 3
-    assert train.final_loss({"loss": np.array([1.0, np.nan])}) == np.inf
+    assert train.plots.final_loss({"loss": np.array([9.0, 1, 2, 3, 4, 5])}) == 3
+    assert train.plots.final_loss({"loss": np.array([1.0, np.nan])}) == np.inf
 
 
 def test_the_lines_of_a_run_fit_eighty_columns(run):

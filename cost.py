@@ -1,0 +1,254 @@
+"""What it costs: FLOPs, memory and time of a step under each tuner, and of all that surrounds a step.
+
+    python experiments.py cost
+
+What this file teaches: how to know that something is fast. FLOPs and memory are the compiler's own count and do not depend
+on the machine; times are medians, and only ratios within one run are reported. A program's analysis counts the body of a
+loop once, so a linesearch's trials are counted from its rates.
+Read next: experiments.py.
+"""
+
+import contextlib
+import functools
+import io
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+import plots
+import sharpness
+import train
+import tuners
+
+FIGURES = Path(__file__).parent / "figures"
+FAMILIES = {  # model, options, shape of a sample, samples; on random data, which costs what real data does
+    "mlp": ("mlp", dict(width=512, depth=2), (32, 32, 3), 2048),
+    "cnn": ("cnn", dict(), (32, 32, 3), 128),
+    "resnet": ("resnet", dict(width=8), (32, 32, 3), 64),
+    "mixer": ("mixer", dict(), (32, 32, 3), 64),
+    "vit": ("vit", dict(), (32, 32, 3), 64),
+    "transformer": ("transformer", dict(), (64,), 64),
+}
+PREDICTED = {"forward": 1, "gradient": 3, "curvature": 5, "Hessian-vector product": 8}
+
+
+class Program(NamedTuple):
+    run: Callable  # compiled
+    arguments: tuple
+    flops: float  # by XLA's analysis, which counts the body of a loop once
+    memory: float  # bytes of temporaries
+
+
+def program(fn, *arguments):
+    """A function compiled for its arguments, with what the compiler says of it."""
+    run = fn.lower(*arguments).compile()
+    return Program(run, arguments, run.cost_analysis()["flops"], run.memory_analysis().temp_size_in_bytes)
+
+
+def parts(family, samples=None):
+    """The programs that tuners are made of: forward pass, gradient, curvature, Hessian-vector product."""
+    model, options, shape, n = FAMILIES[family]
+    network = train.models.MODELS[model](shape, 10, **options)
+    w = network.init(jax.random.key(0))
+    batch = random_batch(shape, samples or n)
+    f = lambda w, batch: train.mse(network.apply(w, batch[0]), batch[1])
+    value = lambda w, batch: lambda w: f(w, batch)
+    return {"forward": program(jax.jit(f), w, batch),
+            "gradient": program(jax.jit(jax.value_and_grad(f)), w, batch),
+            "curvature": program(jax.jit(lambda w, b, u: tuners.curvature(value(w, b), w, u)), w, batch, w),
+            "Hessian-vector product": program(jax.jit(lambda w, b, v: sharpness.hvp(value(w, b), w, v)), w, batch, w)}  # fmt: skip
+
+
+def random_batch(shape, n):
+    key = jax.random.key(1)
+    if len(shape) == 1:
+        return (jax.random.randint(key, (n, *shape), 0, 10),) * 2
+    return jax.random.uniform(key, (n, *shape)), jnp.arange(n) % 10
+
+
+def step_of(family, tuner, samples=None, chunk_size=0):
+    """(program of one step, carry): what `train` runs, for a family and a tuner."""
+    model, options, shape, n = FAMILIES[family]
+    config = train.Config(tuner=tuner)
+    init, step = train.functions(model, tuple(options.items()), shape, 10, "mse", "gd", tuner, "cosine", chunk_size)[:2]
+    numbers = train.numbers_of(config)
+    carry = init(0, numbers)
+    return program(step, carry, random_batch(shape, samples or n), None, numbers), carry
+
+
+def seconds(run, repeats=5):
+    """The median time of a call, waited for."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return np.median(times)
+
+
+def time_step(step, carry, steps=5):
+    """(seconds a step, trials a step of a linesearch), from one run: ratios of such times are what is reported."""
+    _, batch, rows, numbers = step.arguments
+    carry, metrics = step.run(jax.tree.map(jnp.copy, carry), batch, rows, numbers)
+    taken, found = [], [metrics]
+    for _ in range(steps):
+        start = time.perf_counter()
+        carry, metrics = jax.block_until_ready(step.run(carry, batch, rows, numbers))
+        taken.append(time.perf_counter() - start)
+        found.append(metrics)
+    eta = np.array([metrics["learning_rate"] for metrics in found])
+    guess = np.minimum(4 * eta[:-1], 1.0)
+    return np.median(taken), np.mean(1 + np.log(guess / eta[1:]) / -np.log(0.8))
+
+
+def cost_of_tuners():
+    """Prints the cost of the parts in forward passes and of each tuner's step in steps at a constant rate; draws it."""
+    kinds = ["constant", "polyak", "hypergradient", "linesearch", "greedy", "cdat", "exact"]
+    print("| model | part | predicted FLOPs | FLOPs | time | memory |   in forward passes\n|---|---|---|---|---|---|")
+    forwards = {}
+    for family in FAMILIES:
+        found = parts(family)
+        times = {name: seconds(lambda: part.run(*part.arguments)) for name, part in found.items()}
+        forwards[family] = found["forward"].flops
+        for name, part in found.items():
+            print(f"| {family} | {name} | {PREDICTED[name]} | {part.flops / found['forward'].flops:.2f} | "
+                  f"{times[name] / times['forward']:.2f} | {part.memory / found['forward'].memory:.2f} |", flush=True)  # fmt: skip
+    print("\n| model | tuner | FLOPs | time | memory | FLOPs |   in constant-rate steps; the last in forward passes\n|---|---|---|---|---|---|")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharey=True)
+    for k, family in enumerate(FAMILIES):
+        for j, tuner in enumerate(kinds):
+            step, carry = step_of(family, tuner)
+            taken, trials = time_step(step, carry)
+            flops = step.flops + (trials - 1) * forwards[family] * (tuner == "linesearch")  # its loop, body times trips
+            base = (flops, taken, step.memory) if tuner == "constant" else base
+            ratios = flops / base[0], taken / base[1], step.memory / base[2]
+            print(f"| {family} | {tuner} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios)
+                  + f" | {flops / forwards[family]:.2f} |" + f" {trials:.1f} trials" * (tuner == "linesearch"), flush=True)  # fmt: skip
+            for axis, ratio in zip(axes, ratios):
+                axis.bar(k + (j - 3) / 9, ratio, 1 / 9, color=plots.COLORS[tuner], label=tuner if k == 0 else None)
+    for axis, title in zip(axes, ("FLOPs of a step", "time of a step")):
+        axis.set_title(title + ", in constant-rate steps", fontsize=10, loc="left")
+        axis.set_xticks(range(len(FAMILIES)), FAMILIES, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, frameon=False, fontsize=9)
+    figure.savefig(FIGURES / "cost.png", dpi=130)
+    plt.close(figure)
+
+
+def bare_loop(steps):
+    """The default run in bare JAX: what `train` is compared with. Returns the final loss."""
+    network, dataset = train.models.mlp((8, 8, 1), 10), train.data.load("digits", "datasets", 1024)
+
+    def f(w, x, y):
+        decay = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(w))
+        return 0.5 * jnp.mean(jnp.sum((network.apply(w, x) - jax.nn.one_hot(y, 10)) ** 2, -1)) + 0.5e-5 * decay
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(w, x, y):
+        value, g = jax.value_and_grad(f)(w, x, y)
+        u = jax.tree.map(jnp.negative, g)
+        slope = lambda w: jax.jvp(lambda w: f(w, x, y), (w,), (u,))[1]
+        n, d = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(g)), jnp.abs(jax.jvp(slope, (w,), (u,))[1])
+        return jax.tree.map(lambda w, u: w + 2 * n / d * u, w, u), value
+
+    x, y, w = jnp.asarray(dataset.x), jnp.asarray(dataset.y), network.init(jax.random.key(0))
+    w, value = step(w, x, y)
+    start = time.perf_counter()
+    for _ in range(steps):
+        w, value = step(w, x, y)
+    return time.perf_counter() - start + 0 * float(value)
+
+
+def cost_of_a_run(steps=2000):
+    """Prints what logging adds to a bare loop and what sharpness adds to a run, as ratios of medians of three."""
+    with tempfile.TemporaryDirectory() as out:
+        def timed(k, **more):
+            config = train.Config(tuner="cdat", steps=steps, out=f"{out}/{k}", overwrite=True, **more)
+            start = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                train.train(config, train.progress(config))
+            return time.perf_counter() - start
+
+        timed(0), timed(0, no_sharpness=True)  # compiles
+        bare, logged, whole = np.median([(bare_loop(steps), timed(1, no_sharpness=True), timed(2)) for _ in range(3)], axis=0)
+    print(f"\nsteps with logging, progress and files, against a bare jitted loop: {logged / bare:.3f}")
+    print(f"share of measuring sharpness in the default run: {1 - logged / whole:.2f}")
+
+
+def plain_power_iteration(matvec, v, tol=1e-3, max_iters=1000):
+    """v ← Hv/‖Hv‖ to the same residual, from a start with the same noise: what sharpness.power_iteration is compared with."""
+    v, unravel = ravel_pytree(v)
+    v = sharpness.noisy(v)
+    for iterations in range(1, max_iters + 1):
+        hv = ravel_pytree(matvec(unravel(v)))[0]
+        value = jnp.vdot(v, hv)
+        if jnp.linalg.norm(hv - value * v) <= tol * abs(value):
+            break
+        v = sharpness.unit(hv)
+    return sharpness.Eigenpair(float(value), unravel(v), iterations, None)
+
+
+def cost_of_sharpness():
+    """Prints the products Hv that 20 measurements take along two runs, warm and cold, beside plain power iteration."""
+    for tuner, lr in (("cdat", 0.1), ("constant", 0.1)):
+        config = train.Config(tuner=tuner, lr=lr)
+        samples, _, classes, _, _ = train.placed(config)
+        init, step, _, hessian = train.functions("mlp", (("activation", "relu"),), (8, 8, 1), classes, "mse", "gd", tuner,
+                                                 "cosine", 0)[:4]  # fmt: skip
+        numbers, spent = train.numbers_of(config), {}
+        carry = init(0, numbers)
+        vectors = dict.fromkeys(("warm", "plain, warm"), jax.tree.map(jnp.ones_like, carry.w))
+        for t in range(config.steps):
+            if t % 100 == 0:
+                product = lambda v: hessian(carry.w, None, v, samples, 1e-5)
+                cold = jax.tree.map(jnp.ones_like, carry.w)
+                for kind, estimate in (("warm", sharpness.power_iteration), ("cold", sharpness.power_iteration),
+                                       ("plain, warm", plain_power_iteration), ("plain, cold", plain_power_iteration)):  # fmt: skip
+                    top = estimate(product, vectors.get(kind, cold))
+                    spent[kind] = spent.get(kind, 0) + top.iterations
+                    vectors |= {kind: top.vector} if kind in vectors else {}
+            carry, _ = step(carry, samples, None, numbers)
+        print(f"products Hv for 20 measurements along {tuner}: " + ", ".join(f"{k} {v}" for k, v in spent.items()), flush=True)
+
+
+def cost_of_starting():
+    """Prints the time from a command to the end of its first step, without and then with compiled programs in the cache."""
+    code = ("import os, sys, time, jax, train; train.measure = lambda *known: (jax.block_until_ready(known[3]), "
+            "print('first step', time.time(), flush=True), os._exit(0)); train.main(sys.argv[1:])")  # fmt: skip
+    commands = {"default": [], "resnet": ["--model", "resnet", "--samples", "64"],
+                "transformer": ["--model", "transformer", "--dataset", "pydocs", "--samples", "64"]}  # fmt: skip
+    for name, flags in commands.items():
+        with tempfile.TemporaryDirectory() as folder:
+            taken = []
+            for _ in range(4):  # the first fills the cache
+                start = time.time()
+                run = subprocess.run([sys.executable, "-c", code, "--overwrite", "--out", folder, *flags], check=True, text=True,
+                                     env=os.environ | {"XDG_CACHE_HOME": folder}, capture_output=True)  # fmt: skip
+                taken.append(float(run.stdout.split()[-1]) - start)
+        again = np.median(taken[1:])
+        print(f"{name}: first step after {taken[0]:.1f} s, with a cache after {again:.1f} s: {taken[0] / again:.1f} times faster")
+
+
+def main():
+    """All that this repository says about its speed, in one command."""
+    cores = os.cpu_count()
+    print(f"{jax.devices()[0].device_kind}, {cores} cores, JAX {jax.__version__}, {platform.platform()}\n")
+    cost_of_tuners()
+    cost_of_a_run()
+    cost_of_sharpness()
+    cost_of_starting()
+
+
+if __name__ == "__main__":
+    main()
