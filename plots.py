@@ -309,7 +309,7 @@ def heat(x, y, of, split=None):
             table = np.array([[cells.get((b, a), np.inf) for a in xs] for b in ys])
             table[table >= start] = np.inf  # blown up, if not yet to infinity
             image = axis.imshow(np.log10(np.where(np.isfinite(table), table, np.nan)), cmap="viridis_r", aspect="auto",
-                                vmin=np.log10(min(losses.values())), vmax=np.log10(start / 3))  # fmt: skip
+                                vmin=np.log10(min(losses.values())), vmax=np.log10(start))  # fmt: skip
             for row, values in enumerate(table):
                 axis.add_patch(plt.Rectangle((np.argmin(values) - 0.5, row - 0.5), 1, 1, fill=False, color="#D55E00", linewidth=2))
                 for column in np.flatnonzero(~np.isfinite(values)):
