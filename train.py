@@ -630,6 +630,8 @@ def main(argv=None):
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         configs = configurations(vars(parser().parse_args(arguments)))
+        if "device_count" in os.environ.get("XLA_FLAGS", ""):  # CPU devices wait for each other in one pool of threads,
+            os.environ.setdefault("NPROC", "64")  # as many as there are cores: too few, and they wait for ever
         if not configs[0].no_cache:
             jax.config.update("jax_compilation_cache_dir", str(CACHE))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -49,7 +49,7 @@ def test_flags_multiply_only_the_tuners_that_take_them():
 def test_each_run_of_a_product_has_a_folder_of_its_own():
     configs = train.configurations({"tuner": list(train.tuners.TUNERS), "lr": [0.1, 0.2], "sigma": [1.0, 2.0],
                                     "seed": [0, 1], "optimizer": ["gd", "adam"], "batch_size": [0, 32]})  # fmt: skip
-    assert len({train.name_of(config) for config in configs}) == len(configs) == 2 * 2 * 2 * (2 * 3 + 2 * 2 + 3)
+    assert len({train.name_of(config) for config in configs}) == len(configs) == 2 * 2 * 2 * (2 * 3 + 2 * 2 + 4)
 
 
 def another(field):
