@@ -176,7 +176,7 @@ def varied(scale):
     return on(["mnist"], scale, *(tuner | {name: v} for tuner in tuners for name, grid in values.items() for v in grid))
 
 
-SCHEDULES = [dict(tuner="schedule", lr=rates(0.1, 4), warmup=warmup, decay=decay)
+SCHEDULES = [dict(tuner="schedule", lr=rates(0.2, 3), warmup=warmup, decay=decay)
              for warmup in (0.05, 0.2) for decay in ("constant", "linear", "cosine")]  # fmt: skip
 POLYAK = [dict(tuner="polyak", lr_max=lr_max) for lr_max in (1.0, 100.0)]
 HYPER = [dict(tuner="hypergradient", lr=lr, hyper_rate=rate) for lr in (0.01, 0.05) for rate in (0.01, 0.1)]
@@ -358,6 +358,28 @@ def table(name):
     return "\n".join(lines)
 
 
+def matrix(name, label="feedback", other="CDAT σ = 2"):
+    """A line for each setting, a column for each tuner, in Markdown: the mean and range of the final loss over the seeds.
+
+    Of a tuner with several settings the best; the lowest mean of a line is bold. Below: how often label beats other.
+    """
+    cells = {}
+    for (setting, _), rows in groups(results(name)).items():
+        kind = rows[0]["label"] if rows[0]["label"].startswith("CDAT") else rows[0]["label"].split()[0]
+        losses = sorted(float(row["loss"]) for row in rows)
+        line = cells.setdefault(setting, {})
+        line[kind] = min(line.get(kind, (np.inf, np.inf, np.inf)), (np.mean(losses), losses[0], losses[-1]))
+    kinds = list(dict.fromkeys(kind for line in cells.values() for kind in line))
+    lines = ["| setting | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    for setting, line in cells.items():
+        text = {kind: f"{mean:.3g} ({low:.3g} to {high:.3g})" if np.isfinite(mean) else "diverges" for kind, (mean, low, high) in line.items()}
+        text[min(line, key=line.get)] = f"**{text[min(line, key=line.get)]}**"
+        lines.append(f"| {setting} | " + " | ".join(text.get(kind, "") for kind in kinds) + " |")
+    both = [(line[label][0], line[other][0]) for line in cells.values() if label in line and other in line]
+    won = sum(a < b for a, b in both)
+    return "\n".join([*lines, "", f"{label} ends below {other} in {won} of {len(both)} settings."])
+
+
 # --------------------------------------------------------------------------------------------------------- claims
 
 
@@ -411,6 +433,37 @@ def best_sigmas():
             for beta in sorted({beta for beta, _ in best})]  # fmt: skip
 
 
+def gains(word, grows=True):
+    """Figure 18: the tuned constant rate's loss over that of CDAT σ = 2, by the values of what varies."""
+    plain, losses = {"samples": 512.0, "width": 64.0, "depth": 2.0, "weight_decay": 1e-5}, {}
+    for rows in groups(results("fig18")).values():
+        read = {key: float(value) for key, value in re.findall(r"(samples|width|depth|weight_decay)([\d.]+)", rows[0]["run"])}
+        if all(read.get(key, plain[key]) == plain[key] for key in plain if key != word):
+            of_value = losses.setdefault(read.get(word, plain[word]), {})
+            label = rows[0]["label"].split()[0] if rows[0]["label"].startswith("constant") else rows[0]["label"]
+            of_value[label] = min(of_value.get(label, np.inf), mean(rows, "loss"))
+    ratios = {value: of_value["constant"] / of_value["CDAT σ = 2"] for value, of_value in sorted(losses.items())}
+    ordered = list(ratios.values()) == sorted(ratios.values(), reverse=not grows)
+    return [(word.replace("_", " "), ", ".join(f"{value:g}: × {ratio:.2g}" for value, ratio in ratios.items()), ordered)]
+
+
+def model_of_figure_4():
+    lam = theory.below_edge(steps=1000).sharpness
+    return [("model", f"λ from {lam[0]:.3g} to {lam[-1]:.3g} in 1000 steps", bool(lam[-1] > 10 * lam[0]))]
+
+
+def model_of_figure_9():
+    ends = {sigma: float(theory.cdat_model(sigma).sharpness[-1]) for sigma in (2, 1.9)}
+    return [("model", f"λ from 18 to {ends[2]:.3g} (σ = 2) and {ends[1.9]:.3g} (σ = 1.9) in 4000 steps", ends[2] < 1.05 * 18),
+            ("model", f"y ends at {float(theory.cdat_model(2).y[-1]):.4f} (σ = 2)", True)]  # fmt: skip
+
+
+def logged_cost(tuner, low, high):
+    """From figures/cost.txt: the time of a tuner's step in constant-rate steps."""
+    rows = re.findall(rf"^\| (\w+) \| {tuner} \| [\d.]+ \| ([\d.]+) \|", (FIGURES / "cost.txt").read_text(), re.MULTILINE)
+    return [(family, f"× {time}", low <= float(time) <= high) for family, time in rows]
+
+
 CLAIMS = [
     ("1", "linesearch ends above the tuned constant rate", lambda: below("fig1", "constant", "linesearch")),
     ("1", "greedy ends above the tuned constant rate", lambda: below("fig1", "constant", "greedy")),
@@ -420,6 +473,7 @@ CLAIMS = [
     ("3", "greedy: λ rises", lambda: ratio("fig3", "greedy", "sharpness", 1, np.inf)),
     ("3", "linesearch: λ rises", lambda: ratio("fig3", "linesearch", "sharpness", 1, np.inf)),
     ("3", "greedy: ηλ just below 2 (1.6 to 2)", lambda: within("fig3", "greedy", "product", 1.6, 2)),
+    ("4", "simplified model: with y fixed below 0 λ runs away", model_of_figure_4),
     ("5", "CDAT σ = 2 on par with the tuned constant rate (at most 5 % above), or better", lambda: below("fig5", "CDAT σ = 2", "constant", 1.05)),
     ("5", "CDAT σ = 2 always better than σ = 1, greedy", lambda: below("fig5", "CDAT σ = 2", "greedy")),
     ("5", "σ = 2.0625 better still", lambda: below("fig5", "CDAT σ = 2.0625", "CDAT σ = 2")),
@@ -430,6 +484,7 @@ CLAIMS = [
     ("7", "the best σ falls with the batch size", best_sigmas),
     ("8", "mini-batches: CDAT gains little, at most 20 %, over the best constant rate", lambda: below("fig8", "constant", "CDAT", 1.2)),
     ("8", "mini-batches: the best schedule beats it", lambda: below("fig8", "schedule", "CDAT")),
+    ("9", "simplified model: σ = 2 holds λ (within 5 %) and y near 0", model_of_figure_9),
     ("12", "greedy aligns u with the top eigenvector (above 0.5)", lambda: within("fig12", "greedy", "alignment", 0.5, 1)),
     ("13", "Polyak beats CDAT σ = 2", lambda: below("fig13", "polyak", "CDAT σ = 2")),
     ("13", "σ = 2.0625 matches Polyak (at most 10 % above)", lambda: below("fig13", "CDAT σ = 2.0625", "polyak", 1.1)),
@@ -440,7 +495,11 @@ CLAIMS = [
     ("15", "η = 3/λ is good: at most 10 % above CDAT σ = 2", lambda: below("fig15", "exact σ = 3", "CDAT σ = 2", 1.1)),
     ("16", "the greedy rate lowers the loss more than the on-edge rate at (nearly) each step", lambda: within("fig16", "CDAT σ = 2", "gain", 0.95, 1)),
     ("17", "successive updates end up opposed under σ = 2 (cosine below −0.5)", lambda: within("fig17", "CDAT σ = 2", "turn", -1, -0.5)),
+    ("18", "gains grow with width", lambda: gains("width")),
+    ("18", "gains grow with depth", lambda: gains("depth")),
+    ("18", "gains fade with weight decay", lambda: gains("weight_decay", grows=False)),
     ("19", "a tuned schedule beats CDAT σ = 2", lambda: below("fig19", "schedule", "CDAT σ = 2")),
+    ("C.3", "a CDAT step takes about twice the time of a constant-rate step (1.5 to 2.5)", lambda: logged_cost("cdat", 1.5, 2.5)),
 ]  # fmt: skip
 
 
@@ -455,15 +514,16 @@ def claims():
 
 
 def readme():
-    """Writes the tables between <!-- table: NAME --> and <!-- end --> in README.md anew."""
+    """Writes the tables between <!-- table: NAME --> (or matrix, or verdicts) and <!-- end --> in README.md anew."""
     file = Path(__file__).parent / "README.md"
     file.write_text(with_tables(file.read_text()))
 
 
 def with_tables(text):
     """The text with each table as the committed results have it."""
-    fill = lambda match: f"{match[1]}\n{claims() if match[2] == 'claims' else table(match[2])}\n<!-- end -->"
-    return re.sub(r"(<!-- table: (\w+) -->)\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    makers = {"table": table, "matrix": matrix, "verdicts": lambda _: claims()}
+    fill = lambda match: f"{match[1]}\n{makers[match[2]](match[3])}\n<!-- end -->"
+    return re.sub(r"(<!-- (\w+): (\w+) -->)\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
 
 COMMANDS = {"cost": cost.main, "claims": lambda: print(claims()), "readme": readme}
@@ -490,7 +550,7 @@ def main(argv=None):
             train.fail(f"no experiment {name!r}; there are {', '.join([*EXPERIMENTS, *COMMANDS])}", "experiments.py")
         if not options.table:
             run(name, options.scale, options.data_dir, options.out)
-        print(table(name))
+        print(matrix(name) if name == "feedback" else table(name))
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ def test_its_first_two_commands_are_what_the_ci_runs():
 def test_its_tables_are_those_of_the_committed_results():
     assert len(experiments.results()) > 20
     assert experiments.with_tables(TEXT) == TEXT, "run: python experiments.py readme"
-    shown = re.findall(r"<!-- table: (\w+) -->\n(.*?)\n<!-- end -->", TEXT, re.DOTALL)
-    assert len(shown) > 3 and all(table.count("\n") > 2 for _, table in shown)
+    shown = re.findall(r"<!-- (\w+: \w+) -->\n(.*?)\n<!-- end -->", TEXT, re.DOTALL)
+    assert len(shown) > 4 and all(table.count("\n") > 2 for _, table in shown)
 
 
 def test_its_links_and_figures_exist():
