@@ -548,8 +548,8 @@ def progress(config):
         text = (f"{done:6d}/{config.steps}  loss {row['loss']:<9.4g} rate {row['learning_rate']:<9.4g} "
                 f"rate × sharpness {product:.3g}" + f", {left:.0f} s left" * (done > first[1]))  # fmt: skip
         if sys.stdout.isatty():
-            bar = "█" * (8 * done // config.steps)
-            print(f"\r{bar:░<8}{text} ", end="\n" if done == config.steps else "", flush=True)
+            bar = "█" * (6 * done // config.steps)
+            print(f"\r{bar:░<6}{text}"[:80].ljust(80), end="" if done < config.steps and np.isfinite(row["loss"]) else "\n", flush=True)
         elif 10 * done // config.steps > tenths:
             tenths = 10 * done // config.steps
             print(text, flush=True)
