@@ -124,7 +124,8 @@ def cost_of_tuners():
         for name, part in found.items():
             print(f"| {family} | {name} | {PREDICTED[name]} | {part.flops / found['forward'].flops:.2f} | "
                   f"{times[name] / times['forward']:.2f} | {part.memory / found['forward'].memory:.2f} |", flush=True)  # fmt: skip
-    print("\n| model | tuner | FLOPs | time | memory | FLOPs |   in constant-rate steps; the last in forward passes\n|---|---|---|---|---|---|")
+    print("\n| model | tuner | FLOPs | time | memory | FLOPs |   in constant-rate steps; the last in forward passes")
+    print("|---|---|---|---|---|---|")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharey=True)
     for k, family in enumerate(FAMILIES):
         for j, tuner in enumerate(kinds):
@@ -187,7 +188,7 @@ def cost_of_a_run(steps=2000):
 
 
 def plain_power_iteration(matvec, v, tol=1e-3, max_iters=1000):
-    """v ← Hv/‖Hv‖ to the same residual, from a start with the same noise: what sharpness.power_iteration is compared with."""
+    """v ← Hv/‖Hv‖ to the same residual from the same start: what sharpness.power_iteration is compared with."""
     v, unravel = ravel_pytree(v)
     v = sharpness.noisy(v)
     for iterations in range(1, max_iters + 1):
@@ -237,7 +238,8 @@ def cost_of_starting():
                                      env=os.environ | {"XDG_CACHE_HOME": folder}, capture_output=True)  # fmt: skip
                 taken.append(float(run.stdout.split()[-1]) - start)
         again = np.median(taken[1:])
-        print(f"{name}: first step after {taken[0]:.1f} s, with a cache after {again:.1f} s: {taken[0] / again:.1f} times faster")
+        print(f"{name}: first step after {taken[0]:.1f} s, with a cache after {again:.1f} s: "
+              f"{taken[0] / again:.1f} times faster")  # fmt: skip
 
 
 def main():

@@ -41,7 +41,7 @@ LAPTOP = {
     "mixer": dict(dataset="cifar10", model="mixer", loss="ce", samples=128, width=32, steps=150, sharpness_every=50),
     "nanolm": dict(dataset="shakespeare", model="transformer", loss="ce", optimizer="rmsprop", samples=64, width=32,
                    steps=150, sharpness_every=50),
-    "vit": dict(dataset="imagenette", model="vit", loss="ce", optimizer="rmsprop", samples=128, image_size=24, width=32,
+    "vit": dict(dataset="imagenette", model="vit", loss="ce", optimizer="rmsprop", samples=64, image_size=24, width=32,
                 steps=150, sharpness_every=50),
     "mnist": dict(dataset="mnist", samples=512, width=64, depth=2, steps=300, sharpness_every=300),
     "batches": dict(samples=0, steps=600, sharpness_every=600),
@@ -75,7 +75,7 @@ def rates(first, count):
 GRIDS = {  # the constant rates, chosen to bracket the best
     "digits": rates(0.025, 4), "linear": rates(0.0125, 6), "mlp": rates(0.0025, 4), "resnet": rates(0.08, 4),
     "mixer": rates(0.08, 4), "nanolm": rates(4e-4, 4), "vit": rates(1.6e-4, 4), "mnist": rates(0.05, 3),
-    "batches": rates(0.05, 4), "cnn": rates(0.02, 4), "rnn": rates(0.02, 4),
+    "batches": rates(0.05, 4), "cnn": rates(0.08, 4), "rnn": rates(0.08, 4),
 }  # fmt: skip
 PAPER_GRIDS = GRIDS | {"resnet": rates(5e-4, 9), "mixer": rates(5e-4, 9), "nanolm": rates(5e-4, 9),
                        "vit": rates(1e-5, 8), "linear": rates(1e-3, 3)}  # fmt: skip
@@ -230,7 +230,8 @@ EXPERIMENTS = {
         of("constant", "greedy", "cdat"), plots.panels("sharpness", "product", "grad_norm")),
     "fig7": Experiment(
         "the best σ falls with the batch size; the moving average smooths it", "5 min",
-        lambda scale: on(["batches"], scale, cdat(*np.arange(0.4, 3, 0.4).round(1), beta=[0.0, 0.9], batch_size=[32, 128, 512, 0])),
+        lambda scale: on(["batches"], scale, cdat(*np.arange(0.4, 3, 0.4).round(1), beta=[0.0, 0.9],
+                                                  batch_size=[32, 128, 512, 0])),
         plots.heat("sigma", "batch_size", "cdat", split="beta")),
     "fig8": Experiment(
         "on mini-batches (here of 64 and 256) CDAT gains little over constant rates and schedules", "4 min",
@@ -318,8 +319,8 @@ def run(name, scale, data_dir, out):
     for k, config in enumerate(configs):
         print(f"[{k + 1}/{len(configs)}] {train.name_of(config)}", flush=True)
         history = train.train(config)
-        named = {"run": train.name_of(dataclasses.replace(config, seed=0))}
-        runs.append((dataclasses.asdict(config) | plots.read_settings(Path(config.out) / train.name_of(config)) | named, history))
+        settings = dataclasses.asdict(config) | plots.read_settings(Path(config.out) / train.name_of(config))
+        runs.append((settings | {"run": train.name_of(dataclasses.replace(config, seed=0))}, history))
     EXPERIMENTS[name].draw(runs, FIGURES / f"{name}.png")
     rows = [row for row in results() if row["experiment"] != name]
     rows += [summary(name, config, history) for config, history in runs]
@@ -349,12 +350,13 @@ def mean(rows, column):
 
 def table(name):
     """A line for each kind of run, in Markdown: loss is the mean of the last 5 steps; the rest as in `summary`."""
-    lines = ["| setting | run | loss: mean (range over seeds) | diverged | rate | sharpness | ηλ |", "|---|---|---|---|---|---|---|"]
+    columns = ("setting", "run", "loss: mean (range over seeds)", "diverged", "rate", "sharpness", "ηλ")
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for (setting, _), rows in groups(results(name)).items():
-        whole = [float(row["loss"]) for row in rows if row["status"] == "done"] or [np.inf]
-        spread = f"{np.mean(whole):.3g} ({min(whole):.3g} to {max(whole):.3g})"
-        lines.append(f"| {setting} | {rows[0]['label']} | {spread} | {len(rows) - len(whole) * (whole != [np.inf])} of {len(rows)} | "
-                     f"{mean(rows, 'rate'):.3g} | {mean(rows, 'sharpness'):.3g} | {mean(rows, 'product'):.3g} |")  # fmt: skip
+        losses = [float(row["loss"]) for row in rows if row["status"] == "done"]
+        spread = f"{np.mean(losses):.3g} ({min(losses):.3g} to {max(losses):.3g})" if losses else "–"
+        ends = " | ".join(f"{mean(rows, column):.3g}" for column in ("rate", "sharpness", "product"))
+        lines.append(f"| {setting} | {rows[0]['label']} | {spread} | {len(rows) - len(losses)} of {len(rows)} | {ends} |")
     return "\n".join(lines)
 
 
@@ -372,7 +374,8 @@ def matrix(name, label="feedback", other="CDAT σ = 2"):
     kinds = list(dict.fromkeys(kind for line in cells.values() for kind in line))
     lines = ["| setting | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     for setting, line in cells.items():
-        text = {kind: f"{mean:.3g} ({low:.3g} to {high:.3g})" if np.isfinite(mean) else "diverges" for kind, (mean, low, high) in line.items()}
+        text = {kind: f"{mean:.3g} ({low:.3g} to {high:.3g})" if np.isfinite(mean) else "diverges"
+                for kind, (mean, low, high) in line.items()}  # fmt: skip
         text[min(line, key=line.get)] = f"**{text[min(line, key=line.get)]}**"
         lines.append(f"| {setting} | " + " | ".join(text.get(kind, "") for kind in kinds) + " |")
     both = [(line[label][0], line[other][0]) for line in cells.values() if label in line and other in line]
@@ -408,7 +411,8 @@ def within(name, label, column, low, high):
 def ratio(name, label, column, low, high):
     """Where a column has changed along the run by a factor in a range."""
     last, first = by_setting(name, label, column, np.mean), by_setting(name, label, column + "_first", np.mean)
-    return [(setting, f"× {last[setting] / first[setting]:.2g}", low <= last[setting] / first[setting] <= high) for setting in last]
+    factors = {setting: last[setting] / first[setting] for setting in last}
+    return [(setting, f"× {factor:.2g}", low <= factor <= high) for setting, factor in factors.items()]
 
 
 def falls(values):
@@ -425,8 +429,9 @@ def best_sigmas():
     losses = {}
     for rows in groups(results("fig7")).values():
         run = rows[0]["run"]
-        read = lambda word, default: next((float(part[len(word):]) for part in run.split("-") if part.startswith(word)), default)
-        losses.setdefault((read("beta", 0.0), read("batch_size", np.inf)), {})[read("sigma", 2.0)] = mean(rows, "loss")
+        read = {key: float(value) for key, value in re.findall(r"(sigma|beta|batch_size)([\d.]+)", run)}
+        case = read.get("beta", 0.0), read.get("batch_size", np.inf)
+        losses.setdefault(case, {})[read.get("sigma", 2.0)] = mean(rows, "loss")
     best = {key: min(values, key=values.get) for key, values in sorted(losses.items())}
     return [(f"β = {beta:g}", ", ".join(f"batch {size:g}: {sigma:g}" for (b, size), sigma in best.items() if b == beta),
              falls([sigma for (b, _), sigma in best.items() if b == beta]))
@@ -508,7 +513,8 @@ def claims():
     lines = ["| figure | claim | measured: mean over the seeds | verdict |", "|---|---|---|---|"]
     for figure, claim, measure in CLAIMS:
         found = measure()
-        verdict = {0: "does not hold", len(found): "holds"}.get(sum(ok for *_, ok in found), "holds partly") if found else "not run"
+        held = sum(ok for *_, ok in found)
+        verdict = "not run" if not found else "holds" if held == len(found) else "holds partly" if held else "does not hold"
         lines.append(f"| {figure} | {claim} | {'; '.join(f'{setting}: {text}' for setting, text, _ in found)} | {verdict} |")
     return "\n".join(lines)
 

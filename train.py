@@ -549,7 +549,8 @@ def progress(config):
                 f"rate × sharpness {product:.3g}" + f", {left:.0f} s left" * (done > first[1]))  # fmt: skip
         if sys.stdout.isatty():
             bar = "█" * (6 * done // config.steps)
-            print(f"\r{bar:░<6}{text}"[:80].ljust(80), end="" if done < config.steps and np.isfinite(row["loss"]) else "\n", flush=True)
+            over = done == config.steps or not np.isfinite(row["loss"])
+            print(f"\r{bar:░<6}{text}"[:80].ljust(80), end="\n" if over else "", flush=True)
         elif 10 * done // config.steps > tenths:
             tenths = 10 * done // config.steps
             print(text, flush=True)
