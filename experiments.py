@@ -267,8 +267,7 @@ EXPERIMENTS = {
         lambda scale: on(["digits"], scale, CONSTANT, *SCHEDULES, cdat(2.0, 2.0625)), plots.panels("loss", "learning_rate")),
     "test": Experiment(
         "asked by readers: do the tuners differ in test loss and accuracy at equal training loss?", "with defaults",
-        lambda scale: [dict(tuner=["constant", "greedy", "cdat"], lr=0.1, seed=[0, 1, 2, 3])],
-        plots.panels("loss", "test_loss", "test_accuracy")),
+        lambda scale: [dict(tuner=["constant", "greedy", "cdat"], lr=0.1, seed=[0, 1, 2, 3])], plots.at_equal_loss),
     "overlay": Experiment(
         "beyond the paper: does the model (4) predict the next sharpness of a real run?", "1 min", lambda scale: [], overlay),
     "feedback": Experiment(

@@ -277,7 +277,8 @@ def line(axis, quantity, config, history):
     color = COLORS[config["tuner"]]
     axis.plot(step[shown], values[shown], style, color=color, label=name, linewidth=1, alpha=0.8)
     if config["status"] == "diverged" and shown.any():
-        axis.plot(step[shown][-1], values[shown][-1], "x", color=color, markersize=7, markeredgewidth=1.5)
+        end = min(values[shown][-1], 3 * values[shown][0]) if quantity == "loss" else values[shown][-1]  # within the frame
+        axis.plot(step[shown][-1], end, "x", color=color, markersize=7, markeredgewidth=1.5)
 
 
 def frame(axis, quantity):
@@ -287,7 +288,7 @@ def frame(axis, quantity):
         values = np.concatenate([line.get_ydata() for line in axis.lines])
         if quantity == "loss":  # a run that blows up must not press the others flat
             start = max(line.get_ydata()[0] for line in axis.lines)
-            axis.set_ylim(0.7 * values.min(), 3 * start)
+            axis.set_ylim(0.7 * values.min(), 4 * start)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(which="both", labelsize=8)
 
@@ -349,6 +350,24 @@ def width_and_depth(runs, file):
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("final training loss")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def at_equal_loss(runs, file):
+    """A drawing: test loss and accuracy against training loss, so that runs are compared where they fit equally well."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for config, history in runs:
+        measured = np.isfinite(history["test_loss"])
+        for axis, quantity in zip(axes, ("test_loss", "test_accuracy")):
+            axis.plot(history["loss"][measured], history[quantity][measured], color=COLORS[config["tuner"]],
+                      label=line_name(config), linewidth=1)  # fmt: skip
+            axis.set(xscale="log", xlabel="training loss (time runs to the left)", ylabel=QUANTITIES[quantity])
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yscale("log")
+    axes[1].set_ylim(0.9, 1)
+    entries = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(file, dpi=130)
     plt.close(figure)
 
