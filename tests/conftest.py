@@ -12,6 +12,8 @@ SETTINGS = {
 for name, value in SETTINGS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
+if jax.__version_info__ < (0, 11):  # the same for the CPU's code generator; XLA ends a process over a flag it does not know
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture

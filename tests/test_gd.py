@@ -15,16 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import jit
 
 import gd
 import sharpness
 import tuners
 from gd import OPTIMIZERS
 from tuners import TUNERS
-
-# These programs run for microseconds: most of the time of this file is their compilation.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-jit = partial(jax.jit, compiler_options=QUICK)
 
 # The problem: squared error of tanh(x·weight + bias). Not quadratic, not convex, and five parameters small.
 DECAY = 0.1

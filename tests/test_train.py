@@ -326,7 +326,8 @@ with jax.enable_x64(True): train.main({CDAT} + ["--out", "True"])
 train.main({CONSTANT} + ["--out", "False"])
 train.placed(train.Config(samples=250))
 """
-    more = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": os.path.dirname(train.__file__)}
+    devices = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    more = {"XLA_FLAGS": devices, "PYTHONPATH": os.path.dirname(train.__file__)}
     data = ["datasets", tmp_path / "datasets"]
     os.symlink(os.path.join(os.path.dirname(train.__file__), data[0]), data[1])
     run = subprocess.run([sys.executable, "-c", code], env=os.environ | more, cwd=tmp_path, capture_output=True, text=True)
