@@ -354,6 +354,20 @@ def width_and_depth(runs, file):
     plt.close(figure)
 
 
+def dots(runs, file):
+    """A drawing: the final loss of each run, a line for each label, a dot for each seed."""
+    names = list(dict.fromkeys(config["label"] for config, _ in runs))
+    figure, axis = plt.subplots(figsize=(7, 0.8 + 0.32 * len(names)), layout="constrained")
+    for config, history in runs:
+        axis.plot(final_loss(history), names.index(config["label"]), "o", color=COLORS[config["tuner"]], alpha=0.7)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel="final training loss")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
 def at_equal_loss(runs, file):
     """A drawing: test loss and accuracy against training loss, so that runs are compared where they fit equally well."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")

@@ -48,7 +48,7 @@ def test_the_runs_of_an_experiment_are_configurations_at_both_scales_and_its_fig
     (tmp_path / "metrics.csv").write_text(TINY_LOG)
     history = plots.read_metrics(tmp_path / "metrics.csv")
     diverged = history | {"loss": np.array([2.0, 10.0, np.inf])}
-    runs = [(dataclasses.asdict(config) | {"run": train.name_of(config), "status": "diverged" if k == 1 else "done"},
+    runs = [(dataclasses.asdict(config) | {"run": train.name_of(config), "label": plots.labels([vars(config)])[0], "status": "diverged" if k == 1 else "done"},
              diverged if k == 1 else history)
             for k, config in enumerate(found["laptop"]) if config.seed == 0]  # fmt: skip
     if name == "overlay":
