@@ -14,6 +14,7 @@ import argparse
 import csv
 import dataclasses
 import re
+import textwrap
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -218,7 +219,7 @@ EXPERIMENTS = {
         "under both η falls and λ rises with ηλ just below 2; a constant rate settles around 2", "with fig1",
         of("constant", "linesearch", "greedy"), plots.panels("learning_rate", "sharpness", "product", "grad_norm")),
     "fig4": Experiment(
-        "the simplified model: with y fixed below 0 nothing feeds back, and λ runs away", "1 min",
+        "(and 10) the simplified model: with y fixed below 0 nothing feeds back, and λ runs away", "1 min",
         lambda scale: [], plots.curves(*FIGURE_4)),
     "fig5": Experiment(
         "σ = 2 beats σ = 1 and is on par with the constant rate or better; 2.0625 is better still; 2.5 diverges", "25 min",
@@ -232,11 +233,11 @@ EXPERIMENTS = {
                                                   batch_size=[32, 128, 512, 0])),
         plots.heat("sigma", "batch_size", "cdat", split="beta")),
     "fig8": Experiment(
-        "on mini-batches (here of 64 and 256) CDAT gains little over constant rates and schedules", "4 min",
+        "(and 20, 21) on mini-batches (here of 64 and 256) CDAT gains little over constant rates and schedules", "4 min",
         mini(CONSTANT, *(dict(tuner="schedule", lr=rates(0.1, 5), decay=decay) for decay in ("cosine", "linear")),
              cdat(1.2, 1.6, 2.0, beta=0.9)), plots.panels("loss", "learning_rate")),
     "fig9": Experiment(
-        "the simplified model of CDAT: σ = 2 holds y near 0, σ = 1.9 lets λ grow", "1 min",
+        "(and 11) the simplified model of CDAT: σ = 2 holds y near 0, σ = 1.9 lets λ grow", "1 min",
         lambda scale: [], plots.curves(*FIGURE_9)),
     "fig12": Experiment(
         "with linesearch and greedy u aligns with the top eigenvector", "with fig1",
@@ -558,7 +559,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     if options.list or not options.names:
         for name, experiment in EXPERIMENTS.items():
-            print(f"{name:9} {experiment.time:>13}  {experiment.claim}")
+            print(textwrap.fill(f"{name:11} {experiment.time:>13}  {experiment.claim}", 80, subsequent_indent=27 * " "))
     for name in EXPERIMENTS if options.names == ["all"] else options.names:
         if name in COMMANDS:
             COMMANDS[name]()

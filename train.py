@@ -67,6 +67,8 @@ class Config:
     width: int = flag(0, "units, or channels of the first stage; 0 = the model's own", "[0, 65536]", of=(*LAYERED, "rnn"))
     depth: int = flag(0, "layers or blocks (resnet: 10, 18, 34, 50); 0 = the model's own", "[0, 1000]", of=LAYERED)
     norm: str = flag("none", "normalisation", tuple(models.NORMS), of=("resnet",))
+    stem: str = flag("small", "first layers: one convolution, or those of ImageNet", ("small", "imagenet"), of=("resnet",))
+    patch: int = flag(0, "side of a patch; 0 = the model's own", "[0, 4096]", of=("mixer", "vit"))
     activation: str = flag("relu", "between the layers", ("relu", "tanh"), of=("mlp",))
     loss: str = flag("mse", "mse = half the squared error, ce = cross-entropy", ("mse", "ce"))
     weight_decay: float = flag(1e-5, "c in the term c/2 |w|^2 of the loss", "[0, inf)")
