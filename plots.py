@@ -32,7 +32,15 @@ COLORS = {
     "exact": "#D55E00",
     "feedback": "#882255",
 }
-STYLES = ["-", "--", ":", "-."]  # runs of one tuner
+LOOKS = [(1.0, "-"), (0.6, "--"), (1.4, ":"), (0.8, "-.")]  # kinds of runs of one tuner: lightness of the colour, and line
+
+QUANTITIES = {
+    "loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
+    "product": "rate × sharpness, ηλ", "grad_norm": "gradient norm", "turn": "cos∠(u now, u before)",
+    "alignment": "alignment of u with\nthe top eigenvector", "greedy_gain": "f(w + η_edge u)\n− f(w + η_greedy u)",
+    "test_loss": "test loss", "test_accuracy": "test accuracy",
+}  # fmt: skip
+LOG = ("loss", "learning_rate", "sharpness", "grad_norm", "test_loss")  # drawn on a log axis
 
 
 def read_settings(folder):
@@ -41,9 +49,12 @@ def read_settings(folder):
     if not file.is_file():
         raise FileNotFoundError(f"{folder}: not a run folder, it has no config.json")
     try:
-        return dict(json.loads(file.read_text()))
+        settings = dict(json.loads(file.read_text()))
     except (ValueError, TypeError):
         raise ValueError(f"{file}: broken, not a whole JSON object") from None
+    if not {"tuner", "optimizer", "status"} <= set(settings):
+        raise ValueError(f"{file}: broken, not the settings of a run")
+    return settings
 
 
 def read_metrics(file):
@@ -55,12 +66,12 @@ def read_metrics(file):
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: there is no such file")
-    header, *rows = Path(file).read_text().splitlines() or [""]
-    names = header.split(",")
     try:
+        header, *rows = Path(file).read_text().splitlines() or [""]
+        names = header.split(",")
         table = np.array([row.split(",") for row in rows], float).reshape(len(rows), len(names))
     except ValueError:
-        raise ValueError(f"{file}: broken, a row is not {len(names)} numbers") from None
+        raise ValueError(f"{file}: broken, a row is not as many numbers as there are columns") from None
     return dict(zip(names, table.T))
 
 
@@ -90,355 +101,301 @@ def edge(config):
     return 2.0
 
 
-def labels(configs):
-    """A short name for each run: its tuner, and the settings in which the runs differ (seeds apart).
+NAMES = {"sigma": "σ", "beta": "β", "batch_size": "batch", "weight_decay": "weight decay", "sigma_high": "σ_high",
+         "tolerance": "τ", "lr_max": "at most", "hyper_rate": "rate"}  # fmt: skip
+WHAT = ("dataset", "samples", "model", "preset", "width", "depth", "loss", "weight_decay", "optimizer", "batch_size")
+UNNAMED = ("tuner", "seed", "steps", "status", "seconds", "jax", "numpy", "device", "data_dir", "out", "resume", "overwrite",
+           "log_every", "no_plot", "no_cache", "distributed", "coordinator", "processes", "process")  # fmt: skip
 
-    >>> labels([{"tuner": "cdat", "sigma": 2.0}, {"tuner": "constant", "lr": 0.1}])
-    ['CDAT σ = 2', 'constant 0.1']
+
+def labels(configs):
+    """A short name for each run: its tuner, its rate or σ, and the settings in which it is unlike others.
+
+    What is trained is compared with all of them, what belongs to a tuner with the runs of that tuner.
+
+    >>> labels([{"tuner": "cdat", "sigma": 2.0, "beta": 0.0}, {"tuner": "cdat", "sigma": 2.0, "beta": 0.9},
+    ...         {"tuner": "constant", "lr": 0.1, "beta": 0.0}])
+    ['CDAT σ = 2, β 0', 'CDAT σ = 2, β 0.9', 'constant 0.1']
     """
-    named = {"constant": "lr", "schedule": "lr", "cdat": "sigma", "exact": "sigma"}  # shown always
-    unlike = ("optimizer", "model", "dataset", "loss", "lr", "sigma", "beta", "batch_size", "width", "depth")
-    unlike = [key for key in unlike if len({str(config.get(key)) for config in configs}) > 1]
+    shown = {"constant": "lr", "schedule": "lr", "cdat": "sigma", "exact": "sigma"}
 
     def label(config):
         tuner = config["tuner"]
-        text = {"cdat": "CDAT", "exact": "exact"}.get(tuner, tuner)
-        if tuner in named:
-            text += f"{' σ =' if named[tuner] == 'sigma' else ''} {config[named[tuner]]:g}"
-        applies = {"lr": ("hypergradient",), "sigma": (), "beta": ("cdat",)}
-        for key in unlike:
-            if tuner in applies.get(key, (tuner,)):
-                value = config.get(key)
-                name = {"beta": "β = ", "batch_size": "batch ", "width": "width ", "depth": "depth "}.get(key, "")
-                text += f", {name}{value:g}" if isinstance(value, (int, float)) else f", {value}"
+        text = "CDAT" if tuner == "cdat" else tuner
+        if tuner in shown:
+            text += f"{' σ =' if shown[tuner] == 'sigma' else ''} {config[shown[tuner]]:g}"
+        for key in config:
+            among = configs if key in WHAT else [other for other in configs if other["tuner"] == tuner]
+            if key not in (*UNNAMED, shown.get(tuner)) and len({str(other.get(key)) for other in among}) > 1:
+                value = f"{config[key]:g}" if type(config[key]) in (int, float) else str(config[key])
+                text += f", {value}" if type(config[key]) is str else f", {NAMES.get(key, key)} {value}"
         return text
 
     return [label(config) for config in configs]
 
 
-def draw(runs, file):
-    """Overlay runs, a list of (config, history), in four panels and write them to file (png, pdf, svg).
+def setting_of(config):
+    """What a run trains, in words.
 
-    Runs that differ in the seed alone share a line style and one entry in the legend. A diverged run ends in a cross.
+    >>> setting_of({"model": "mlp", "dataset": "digits", "optimizer": "adam", "batch_size": 64})
+    'mlp, digits, adam, batch 64'
+    """
+    words = [config.get("preset") or config.get("model"), config.get("dataset"), config["optimizer"]]
+    words = [word for word in words if word not in (None, "gd")]
+    size = config.get("batch_size")
+    return ", ".join(words + [f"batch {size}"] * bool(size))
+
+
+def final_loss(history):
+    """What runs are compared by: the mean loss of the last 5 steps; inf where the run diverged.
+
+    >>> float(final_loss({"loss": np.array([9.0, 1, 2, 3, 4, 5])}))
+    3.0
+    """
+    loss = history["loss"][-5:]
+    return np.mean(loss) if np.isfinite(loss[-1]) else np.inf
+
+
+def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product")):
+    """Draw runs, a list of (config, history), to file (png, pdf, svg): a column a setting, a row a quantity.
+
+    A single setting is laid out in two columns. Runs that differ in the seed alone are one line, their median, in a
+    band from the lowest to the highest of them. A cross is where a run diverged. config["name"] goes into the legend
+    where there is one, else what `labels` calls the run.
 
     >>> history = {"step": np.arange(2), "loss": np.array([2.0, 1.0]), "learning_rate": np.array([0.1, 0.1]),
     ...            "sharpness": np.array([10.0, np.nan])}
     >>> draw([({"tuner": "constant", "lr": 0.1, "optimizer": "gd", "status": "done"}, history)], "figure.png")
     """
-    configs = [config for config, _ in runs]
-    names = labels(configs)
-    styles = {}
-    for config, name in zip(configs, names):
-        of_tuner = styles.setdefault(config["tuner"], {})
-        of_tuner.setdefault(name, STYLES[len(of_tuner) % len(STYLES)])
-    figure, axes = plt.subplots(2, 2, figsize=(9, 5.6), sharex=True, layout="constrained")
-    for (config, history), name in zip(runs, names):
-        look = {"color": COLORS.get(config["tuner"]), "linestyle": styles[config["tuner"]][name], "label": name}
-        draw_run(axes.flat, history, look, config["status"] == "diverged")
-    finish(figure, axes, configs)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    columns = {}
+    for config, history in runs:
+        columns.setdefault(setting_of(config), []).append((config, history))
+    wrapped, rows = len(columns) == 1, len(quantities)
+    shape, size = (rows, len(columns)), (max(5, 2.7 * len(columns)), 0.7 + 1.9 * rows)
+    if wrapped:
+        shape, size = ((rows + 1) // 2, min(rows, 2)), (4.5 * min(rows, 2), 0.6 + 2.5 * ((rows + 1) // 2))
+    figure, axes = plt.subplots(*shape, figsize=size, sharex="col", squeeze=False, layout="constrained")
+    for k, (setting, of_setting) in enumerate(columns.items()):
+        for axis, quantity in zip(axes.flat if wrapped else axes[:, k], quantities):
+            panel(axis, quantity, of_setting)
+            axis.set_title(QUANTITIES[quantity] if wrapped else "", fontsize=9, loc="left")
+        if not wrapped:
+            axes[0, k].set_title(setting.replace(", ", "\n", 1), fontsize=9, loc="left")
+    for axis, quantity in zip(axes[:, 0], () if wrapped else quantities):
+        axis.set_ylabel(QUANTITIES[quantity], fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("step", fontsize=9)
+    finish(figure, axes, file)
 
 
-def draw_run(axes, history, look, diverged):
-    """One run's lines in the four panels."""
-    step, loss = history["step"], history["loss"]
-    measured = np.isfinite(history["sharpness"])
-    product = history["learning_rate"] * history["sharpness"]
-    rate = np.where(history["learning_rate"] > 0, history["learning_rate"], np.nan)  # log axis
-    lines = [(step, loss), (step, rate)]
-    lines += [(step[measured], values[measured]) for values in (history["sharpness"], product)]
-    for axis, (x, y) in zip(axes, lines):
-        axis.plot(x, y, linewidth=1.3, **look)
-        finite = np.flatnonzero(np.isfinite(y))
-        if diverged and len(finite):
-            axis.plot(x[finite[-1]], y[finite[-1]], "x", color=look["color"], markersize=8, markeredgewidth=2)
-
-
-def finish(figure, axes, configs):
-    """Titles, scales, the line of the edge and one legend for all panels."""
-    titles = ["training loss", "learning rate η", "sharpness λ", "learning rate × sharpness, ηλ"]
-    for axis, title in zip(axes.flat, titles):
-        axis.set_title(title, fontsize=10, loc="left")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0.02)
-    for axis in (axes[0, 0], axes[0, 1]):
+def panel(axis, quantity, runs):
+    """One quantity of the runs of one setting."""
+    names = [config.get("name", label) for (config, _), label in zip(runs, labels([config for config, _ in runs]))]
+    kinds = {}  # how many of each tuner there are
+    for name in dict.fromkeys(names):
+        same = [run for run, its in zip(runs, names) if its == name]
+        tuner = same[0][0]["tuner"]
+        color, style = look(tuner, kinds.setdefault(tuner, 0))
+        kinds[tuner] += 1
+        line(axis, quantity, same, dict(color=color, linestyle=style, label=name))
+    values = np.concatenate([line.get_ydata() for line in axis.lines])
+    if quantity in LOG and len(values):
         axis.set_yscale("log")
-    for axis in axes[1]:
-        axis.set_xlabel("step")
-        axis.set_ylim(bottom=0)
-    edges = {edge(config): [] for config in configs}
-    for optimizer, value in dict.fromkeys((config["optimizer"], edge(config)) for config in configs):
-        edges[value].append(optimizer)
-    axes[1, 1].set_ylim(top=2 * max(edges))  # what is far above the edge is a start, or the end of a run
-    for value, optimizers in edges.items():
-        axes[1, 1].axhline(value, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
-        axes[1, 1].annotate(
-            f"edge of\n{', '.join(optimizers)}: {value:g}", (1, value), (4, 0), xycoords=("axes fraction", "data"),
-            textcoords="offset points", va="center", fontsize=8, color="#D55E00",
-        )  # fmt: skip
-    entries = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels())))
-    figure.legend(
-        entries.values(), entries.keys(), loc="outside upper center", ncols=min(4, len(entries)), frameon=False
-    )
+    if quantity == "loss" and len(values):  # a run that blows up must not press the others flat
+        axis.set_ylim(0.7 * values.min(), 4 * max(history["loss"][0] for _, history in runs if len(history["loss"])))
+    if quantity == "product":
+        edges = sorted({edge(config) for config, _ in runs})
+        axis.set_ylim(0, 2 * edges[-1])  # what is far above the edge is a start, or the end of a run
+        for value in edges:
+            axis.axhline(value, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
+            axis.annotate(f"edge {value:g}", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                          fontsize=8, color="#D55E00")  # fmt: skip
+
+
+def look(tuner, k):
+    """Colour and line style of the k-th kind of run of a tuner: its colour, then darker and lighter shades of it."""
+    share, style = LOOKS[k % len(LOOKS)]
+    color = np.array(matplotlib.colors.to_rgb(COLORS.get(tuner, "#000000")))
+    return tuple(share * color if share <= 1 else 1 - (2 - share) * (1 - color)), style
+
+
+def line(axis, quantity, runs, style):
+    """The median of runs that differ in the seed, the band they fill, and a cross where one diverged."""
+    steps = max((history["step"] for _, history in runs), key=len)
+    table = np.full((len(runs), len(steps)), np.nan)  # a row a run
+    for row, (config, history) in zip(table, runs):
+        values = history["learning_rate"] * history["sharpness"] if quantity == "product" else history[quantity]
+        shown = np.isfinite(values) & ((values > 0) | (quantity not in LOG))
+        row[: len(values)][shown] = values[shown]
+        if config["status"] == "diverged" and shown.any():
+            end = min(values[shown][-1], 3 * values[0] if quantity == "loss" else np.inf)  # within the frame
+            axis.plot(history["step"][shown][-1], end, "x", color=style["color"], markersize=7, markeredgewidth=1.5)
+    there = np.isfinite(table).sum(0) > len(runs) / 2
+    steps, table = steps[there], table[:, there]
+    axis.plot(steps, np.nanmedian(table, 0), linewidth=1.3, **style)
+    if len(runs) > 1:
+        axis.fill_between(steps, np.nanmin(table, 0), np.nanmax(table, 0), color=style["color"], alpha=0.2, linewidth=0)
+
+
+def finish(figure, axes, file, ncols=6):
+    """What all figures share: no box around a panel, small numbers, one legend on top; then the file."""
+    entries = {}
+    for axis in np.asarray(axes).flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(which="both", labelsize=8)
+        entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+    if entries:
+        ncols = min(ncols, len(entries), int(1 + figure.get_figwidth() / 1.8))
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=ncols, frameon=False, fontsize=9)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
 
 
 # ------------------------------------------------------------------------------- drawings of experiments
 
 # A drawing is a function draw(runs, file). In its runs, (config, history) pairs, config["run"] names a run but for its seed.
 
-QUANTITIES = {
-    "loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ", "product": "ηλ",
-    "grad_norm": "gradient norm", "alignment": "alignment of u\nwith top eigenvector", "turn": "cos∠(u now, u before)",
-    "greedy_gain": "f(w + η_edge u)\n− f(w + η_greedy u)", "test_loss": "test loss", "test_accuracy": "test accuracy",
-}  # fmt: skip
-LOG = ("loss", "learning_rate", "sharpness", "grad_norm", "test_loss")
-SIGMAS = {1.0: "-", 1.9375: ":", 2.0: "-", 2.0625: "--", 2.5: "-."}
 
-
-def final_loss(history):
-    """What runs are compared by: the mean loss of the last 5 steps; inf where the run diverged."""
-    loss = history["loss"][-5:]
-    return np.mean(loss) if np.isfinite(loss[-1]) else np.inf
-
-
-def setting_of(config):
-    """What a run trains, in words."""
-    words = [config["preset"] or config["model"], config["dataset"]]
-    words += [config["optimizer"]] * (config["optimizer"] != "gd")
-    return ", ".join(words + [f"batch {config['batch_size']}"] * bool(config["batch_size"]))
-
-
-def mean_loss(runs):
-    """By kind: the mean over the seeds of the final loss, inf where one diverged."""
+def median_loss(runs):
+    """By kind: the median over the seeds of the final loss, inf where most diverged."""
     losses = {}
     for config, history in runs:
         losses.setdefault(config["run"], []).append(final_loss(history))
-    return {kind: np.mean(values) for kind, values in losses.items()}
+    return {kind: np.median(values) for kind, values in losses.items()}
 
 
 def tuned(runs):
-    """The runs without those constants, schedules and linesearches that another of their setting and tuner beats."""
-    losses, best = mean_loss(runs), {}
-    for config, _ in runs:
-        kind, group = config["run"], (setting_of(config), config["tuner"], config["decay"])
-        if losses[kind] < losses.get(best.get(group), np.inf):
-            best[group] = kind
+    """The runs without those constants, schedules and searches that another of their setting and tuner beats."""
+    losses, best = median_loss(runs), {}
     searched = ("constant", "schedule", "linesearch", "polyak", "hypergradient")
-    return [(config, history) for config, history in runs if config["tuner"] not in searched
-            or best.get((setting_of(config), config["tuner"], config["decay"])) == config["run"]]  # fmt: skip
+    for config, _ in runs:
+        kind, group = config["run"], (setting_of(config), config["tuner"])
+        if config["tuner"] in searched and losses[kind] <= losses.get(best.get(group), np.inf):
+            best[group] = kind
+    return [(config | {"name": config["tuner"]} if config["tuner"] in searched else config, history)
+            for config, history in runs if config["tuner"] not in searched or config["run"] in best.values()]  # fmt: skip
 
 
-def panels(*quantities, thinned=tuned):
-    """A drawing: a row for each quantity, a column for each setting, a line for each run."""
-
-    def draw(runs, file):
-        runs = thinned(runs)
-        columns = list(dict.fromkeys(setting_of(config) for config, _ in runs))
-        figure, axes = plt.subplots(len(quantities), len(columns), squeeze=False, sharex="col", layout="constrained",
-                                    figsize=(max(5, 2.6 * len(columns)), 0.6 + 1.9 * len(quantities)))  # fmt: skip
-        for config, history in runs:
-            for row, quantity in enumerate(quantities):
-                line(axes[row, columns.index(setting_of(config))], quantity, config, history)
-        for row, quantity in enumerate(quantities):
-            axes[row, 0].set_ylabel(QUANTITIES[quantity], fontsize=9)
-            for axis in axes[row]:
-                frame(axis, quantity)
-        for column, name in enumerate(columns):
-            axes[0, column].set_title(name, fontsize=9)
-            axes[-1, column].set_xlabel("step", fontsize=9)
-            edges = {edge(config) for config, _ in runs if setting_of(config) == name}
-            for row in [row for row, quantity in enumerate(quantities) if quantity == "product"]:
-                axes[row, column].axhline(max(edges), color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
-                axes[row, column].set_ylim(0, 2 * max(edges))
-        entries = {}
-        for axis in axes.flat:
-            entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
-        figure.legend(entries.values(), entries.keys(), loc="outside upper center", frameon=False, fontsize=9,
-                      ncols=max(3, int(1.7 * len(columns))))  # fmt: skip
-        figure.savefig(file, dpi=130)
-        plt.close(figure)
-
-    return draw
+def panels(*quantities):
+    """A drawing: the tuned runs, a column for each setting."""
+    return lambda runs, file: draw(tuned(runs), file, quantities)
 
 
-def line_name(config):
-    """What the legend calls a run: its tuner, and σ."""
-    return labels([config])[0] if config["tuner"] in ("cdat", "exact") else config["tuner"]
+def heat(x, y, split):
+    """A drawing: log10 of the final loss, the median over the seeds, over two settings; a panel for each value of split.
 
-
-def line(axis, quantity, config, history):
-    """One run; a cross marks where it diverged."""
-    history = history | {"product": history["learning_rate"] * history["sharpness"]}
-    step, values = history["step"], history[quantity]
-    shown = np.isfinite(values) & ((values > 0) | (quantity not in LOG))
-    name = line_name(config)
-    style = SIGMAS.get(config["sigma"], "--") if config["tuner"] in ("cdat", "exact") else "-"
-    color = COLORS[config["tuner"]]
-    axis.plot(step[shown], values[shown], style, color=color, label=name, linewidth=1, alpha=0.8)
-    if config["status"] == "diverged" and shown.any():
-        end = min(values[shown][-1], 3 * values[shown][0]) if quantity == "loss" else values[shown][-1]  # within the frame
-        axis.plot(step[shown][-1], end, "x", color=color, markersize=7, markeredgewidth=1.5)
-
-
-def frame(axis, quantity):
-    """Scale and frame of a panel."""
-    if quantity in LOG and axis.lines:
-        axis.set_yscale("log")
-        values = np.concatenate([line.get_ydata() for line in axis.lines])
-        if quantity == "loss":  # a run that blows up must not press the others flat
-            start = max(line.get_ydata()[0] for line in axis.lines)
-            axis.set_ylim(0.7 * values.min(), 4 * start)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(which="both", labelsize=8)
-
-
-def heat(x, y, of, split=None):
-    """A drawing: log10 of the final loss, averaged over the seeds, over two settings; a panel for each value of split.
-
-    The best of each row has a frame, a cell with a diverged run a cross.
+    The best of each row has a frame, a cell that blew up a cross.
     """
 
     def draw(runs, file):
-        runs = [run for run in runs if run[0]["tuner"] == of]
-        losses, start = mean_loss(runs), max(history["loss"][0] for _, history in runs)
-        parts = sorted({config[split] for config, _ in runs}) if split else [None]
+        losses, start = median_loss(runs), max(history["loss"][0] for _, history in runs)
+        parts = sorted({config[split] for config, _ in runs})
         figure, axes = plt.subplots(1, len(parts), squeeze=False, layout="constrained", figsize=(4.6 * len(parts), 3.2))
         for axis, part in zip(axes[0], parts):
-            cells = {(config[y], config[x]): losses[config["run"]] for config, _ in runs if part in (None, config.get(split))}
+            cells = {(config[y], config[x]): losses[config["run"]] for config, _ in runs if config[split] == part}
             xs, ys = (sorted({key[k] for key in cells}, key=lambda value: value or np.inf) for k in (1, 0))  # 0 = all
             table = np.array([[cells.get((b, a), np.inf) for a in xs] for b in ys])
-            table[table >= start] = np.inf  # blown up, if not yet to infinity
-            image = axis.imshow(np.log10(np.where(np.isfinite(table), table, np.nan)), cmap="viridis_r", aspect="auto",
-                                vmin=np.log10(min(losses.values())), vmax=np.log10(start))  # fmt: skip
+            table[table >= start] = np.nan
+            image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=np.log10(min(losses.values())),
+                                vmax=np.log10(start))  # fmt: skip
             for row, values in enumerate(table):
-                axis.add_patch(plt.Rectangle((np.argmin(values) - 0.5, row - 0.5), 1, 1, fill=False, color="#D55E00", linewidth=2))
-                for column in np.flatnonzero(~np.isfinite(values)):
+                best = np.argmin(np.where(np.isnan(values), np.inf, values))
+                axis.add_patch(plt.Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color="#D55E00", linewidth=2))
+                for column in np.flatnonzero(np.isnan(values)):
                     axis.text(column, row, "×", ha="center", va="center", fontsize=12)
-            axis.set_xticks(range(len(xs)), [f"{value:g}" for value in xs], fontsize=8)
-            axis.set_yticks(range(len(ys)), [f"{value:g}" if value else "all" for value in ys], fontsize=8)
-            axis.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), title=f"{split} = {part:g}" if split else "")
+            axis.set_xticks(range(len(xs)), [f"{value:g}" for value in xs])
+            axis.set_yticks(range(len(ys)), [f"{value:g}" if value else "all" for value in ys])
+            axis.set(xlabel=NAMES.get(x, x), ylabel=NAMES.get(y, y))
+            axis.set_title(f"{NAMES.get(split, split)} = {part:g}", fontsize=10)
         figure.colorbar(image, ax=axes[0].tolist(), label="log₁₀ final training loss")
-        figure.savefig(file, dpi=130)
-        plt.close(figure)
+        finish(figure, axes, file)
 
     return draw
 
 
 def width_and_depth(runs, file):
     """The drawing of Figure 18: final loss against what varies, for each tuner; the constant rate is tuned."""
-    losses, varied = mean_loss(runs), {"width": [], "depth": [], "weight_decay": [], "samples": []}
-    values = {name: [config[name] for config, _ in runs] for name in varied}
-    plain = {name: max(values[name], key=values[name].count) for name in varied}  # what the others are when one varies
-    for config, _ in runs:
-        for name in varied:
-            if all(config[other] == plain[other] for other in varied if other != name):
-                varied[name].append(config)
+    losses = median_loss(runs)
+    names = ("width", "depth", "weight_decay", "samples")
+    values = {name: [config[name] for config, _ in runs] for name in names}
+    plain = {name: max(values[name], key=values[name].count) for name in names}  # what the others are when one varies
     figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained", sharey=True)
-    for axis, (name, configs) in zip(axes, varied.items()):
-        for tuner, sigma in (("constant", None), ("cdat", 1.0), ("cdat", 2.0), ("cdat", 2.0625)):
-            best = {}
-            for config in configs:
-                if config["tuner"] == tuner and sigma in (None, config["sigma"]):
-                    best[config[name]] = min(losses[config["run"]], best.get(config[name], np.inf))
-            label = f"CDAT σ = {sigma:g}" if sigma else "constant, tuned"
-            axis.plot(*zip(*sorted(best.items())), "o" + SIGMAS.get(sigma, "-"), color=COLORS[tuner], label=label,
-                      markersize=4, alpha=0.5 if sigma == 1 else 1)  # fmt: skip
-        axis.set_xlabel(name.replace("_", " "))
+    for axis, name in zip(axes, names):
+        best = {}
+        for config, _ in runs:
+            if all(config[other] == plain[other] for other in names if other != name):
+                of_tuner = best.setdefault(labels([config])[0] if config["tuner"] == "cdat" else "constant, tuned", {})
+                of_tuner[config[name]] = min(losses[config["run"]], of_tuner.get(config[name], np.inf))
+        for k, (label, points) in enumerate(best.items()):
+            color, style = look("cdat" if k else "constant", max(k - 1, 0))
+            axis.plot(*zip(*sorted(points.items())), style, marker="o", color=color, label=label, markersize=4)
+        axis.set_xlabel(NAMES.get(name, name))
         axis.set_xscale("symlog", linthresh=1e-5) if name == "weight_decay" else axis.set_xscale("log", base=2)
         axis.set_yscale("log")
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("final training loss")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
-
-
-def dots(runs, file):
-    """A drawing: the final loss of each run, a line for each label, a dot for each seed."""
-    names = list(dict.fromkeys(config["label"] for config, _ in runs))
-    figure, axis = plt.subplots(figsize=(7, 0.8 + 0.32 * len(names)), layout="constrained")
-    for config, history in runs:
-        axis.plot(final_loss(history), names.index(config["label"]), "o", color=COLORS[config["tuner"]], alpha=0.7)
-    axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
-    axis.set(xscale="log", xlabel="final training loss")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    finish(figure, axes, file)
 
 
 def at_equal_loss(runs, file):
     """A drawing: test loss and accuracy against training loss, so that runs are compared where they fit equally well."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for config, history in runs:
+    for config, history in tuned(runs):
         measured = np.isfinite(history["test_loss"])
         for axis, quantity in zip(axes, ("test_loss", "test_accuracy")):
-            axis.plot(history["loss"][measured], history[quantity][measured], color=COLORS[config["tuner"]],
-                      label=line_name(config), linewidth=1)  # fmt: skip
+            axis.plot(history["loss"][measured], history[quantity][measured], color=COLORS[config["tuner"]], linewidth=1,
+                      label=config.get("name", labels([config])[0]))  # fmt: skip
             axis.set(xscale="log", xlabel="training loss (time runs to the left)", ylabel=QUANTITIES[quantity])
-            axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yscale("log")
     axes[1].set_ylim(0.9, 1)
-    entries = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    finish(figure, axes, file)
 
 
 def curves(*models):
-    """A drawing of the simplified model: a column for each (title, paths by label), rows λ, y and p."""
+    """A drawing of the simplified model: a column for each (title, paths by label), rows η, λ, y and p."""
 
     def draw(_, file):
-        figure, axes = plt.subplots(3, len(models), squeeze=False, sharex="col", figsize=(4.4 * len(models), 5.4),
+        figure, axes = plt.subplots(4, len(models), squeeze=False, sharex="col", figsize=(4.4 * len(models), 6.6),
                                     layout="constrained")  # fmt: skip
         for column, (title, paths) in enumerate(models):
             axes[0, column].set_title(title, fontsize=10)
-            axes[2, column].set_xlabel("step", fontsize=9)
-            for (label, path), color in zip(paths.items(), ("#0072B2", "#D55E00", "#882255")):
-                rows = (("sharpness λ", path.sharpness), ("y = ηλ − 2", path.y), ("p = x²", path.p))
+            axes[-1, column].set_xlabel("step", fontsize=9)
+            for (label, path), color in zip(paths.items(), ("#0072B2", "#D55E00", "#009E73")):
+                rows = (("learning rate η", path.learning_rate), ("sharpness λ", path.sharpness), ("y = ηλ − 2", path.y),
+                        ("p = x²", path.p))  # fmt: skip
                 for axis, (name, values) in zip(axes[:, column], rows):
                     axis.plot(values, color=color, label=label, linewidth=1)
                     axis.set_ylabel(name, fontsize=9)
-                    axis.spines[["top", "right"]].set_visible(False)
-            axes[1, column].axhline(0, color="#999999", linewidth=0.8, zorder=0)
-            axes[1, column].set_ylim(-0.6, 0.6)
-            axes[2, column].set_yscale("log")
-            axes[2, column].set_ylim(bottom=max(1e-12, min(float(path.p.min()) for path in paths.values())))
-            axes[0, column].legend(fontsize=8, frameon=False)
-        figure.savefig(file, dpi=130)
-        plt.close(figure)
+            axes[2, column].axhline(0, color="#999999", linewidth=0.8, zorder=0)
+            axes[2, column].set_ylim(-0.6, 0.6)
+            axes[3, column].set_yscale("log")
+            axes[3, column].set_ylim(bottom=max(1e-12, min(float(path.p.min()) for path in paths.values())))
+        finish(figure, axes, file)
 
     return draw
 
 
-def against(reference="cdat", sigma=2.0):
-    """A drawing: in each setting the final loss of each run, over the mean one of CDAT σ = 2 in that setting."""
+def against(other):
+    """A drawing: the final loss of each run over the median one of the runs called `other`, setting by setting."""
 
     def draw(runs, file):
-        runs, base = tuned(runs), {}
-        for config, history in runs:
-            if (config["tuner"], config["sigma"]) == (reference, sigma):
-                base.setdefault(setting_of(config), []).append(final_loss(history))
-        names = list(base)
-        figure, axis = plt.subplots(figsize=(11, 4), layout="constrained")
-        kinds = list(dict.fromkeys(line_name(config) for config, _ in runs))
-        for config, history in runs:
-            k = kinds.index(line_name(config))
-            ratio = final_loss(history) / np.mean(base[setting_of(config)])
-            x = names.index(setting_of(config)) + (k - len(kinds) / 2) / (len(kinds) + 2)
-            marker = "os^v"[k % 4] if config["tuner"] == "cdat" else "o"
-            axis.plot(x, min(ratio, 20), "x" if ratio > 20 else marker, color=COLORS[config["tuner"]],
-                      label=line_name(config), markersize=4)  # fmt: skip
+        runs = [(config["name"].split(",")[0], setting_of(config), config["tuner"], final_loss(history))
+                for config, history in tuned(runs)]  # fmt: skip
+        settings, names = list(dict.fromkeys(run[1] for run in runs)), list(dict.fromkeys((run[0], run[2]) for run in runs))
+        base = {setting: np.median([run[3] for run in runs if run[:2] == (other, setting)]) for setting in settings}
+        figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
+        for name, setting, tuner, loss in runs:
+            k = names.index((name, tuner))
+            color, _ = look(tuner, [pair for pair in names if pair[1] == tuner].index((name, tuner)))
+            x = settings.index(setting) + (k - (len(names) - 1) / 2) / (len(names) + 2)
+            ratio = np.clip(loss / base[setting], 1 / 30, 30)
+            axis.plot(x, ratio, "x" if ratio in (1 / 30, 30) else "o", color=color, label=name, markersize=4)
         axis.axhline(1, color="#999999", linewidth=0.8, zorder=0)
-        axis.set_yscale("log")
-        axis.set_ylabel("final loss over that of CDAT σ = 2\n(crosses: 20 times and more, or diverged)", fontsize=9)
-        axis.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names], fontsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-        entries = dict(zip(*reversed(axis.get_legend_handles_labels())))
-        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
-        figure.savefig(file, dpi=130)
-        plt.close(figure)
+        axis.set(yscale="log", ylim=(1 / 40, 40), xlim=(-0.6, len(settings) - 0.4))
+        axis.set_ylabel(f"final loss over that of {other}\n(crosses: 30 times and beyond)", fontsize=9)
+        axis.set_xticks(range(len(settings)), [setting.replace(", ", "\n") for setting in settings])
+        for x in range(1, len(settings)):
+            axis.axvline(x - 0.5, color="#DDDDDD", linewidth=0.8, zorder=0)
+        finish(figure, axis, file)
 
     return draw
 

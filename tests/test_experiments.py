@@ -8,6 +8,7 @@ import pytest
 import cost
 import experiments
 import plots
+import results
 import train
 
 
@@ -39,60 +40,83 @@ TINY_LOG = """step,loss,learning_rate,grad_norm,turn,sharpness,alignment,test_lo
 """
 
 
+WITHOUT_RUNS = ("fig4", "fig9", "overlay", "resets")
+
+
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_the_runs_of_an_experiment_are_configurations_at_both_scales_and_its_figure_is_drawn(tmp_path, name):
-    experiment = experiments.EXPERIMENTS[name]
-    found = {scale: [c for given in experiment.runs(scale) for c in train.configurations(given)] for scale in ("laptop", "paper")}
-    assert bool(found["laptop"]) == bool(found["paper"]) == (name not in ("fig4", "fig9", "overlay"))
+    found = {scale: experiments.configs(name, scale) for scale in ("laptop", "paper")}
+    assert bool(found["laptop"]) == bool(found["paper"]) == (name not in WITHOUT_RUNS)
     assert all(config.steps <= 2000 for config in found["laptop"])
     (tmp_path / "metrics.csv").write_text(TINY_LOG)
     history = plots.read_metrics(tmp_path / "metrics.csv")
     diverged = history | {"loss": np.array([2.0, 10.0, np.inf])}
-    runs = [(dataclasses.asdict(config) | {"run": train.name_of(config), "label": plots.labels([vars(config)])[0], "status": "diverged" if k == 1 else "done"},
-             diverged if k == 1 else history)
+    runs = [(dataclasses.asdict(config) | {"run": train.name_of(config), "name": results.label_of(config),
+                                           "status": "diverged" if k == 1 else "done"}, diverged if k == 1 else history)
             for k, config in enumerate(found["laptop"]) if config.seed == 0]  # fmt: skip
-    if name == "overlay":
-        experiment.draw(runs, tmp_path / "figure.png", first=1, steps=4)
-    else:
-        experiment.draw(runs, tmp_path / "figure.png")
+    shorter = {"first": 1, "steps": 4} if name in ("overlay", "resets") else {}
+    experiments.EXPERIMENTS[name].draw(runs, tmp_path / "figure.png", **shorter)
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
-def test_an_experiment_leaves_a_row_for_each_run_and_replaces_its_own(tmp_path, monkeypatch, capsys):
-    tiny = lambda scale: [dict(tuner=["constant", "cdat"], samples=32, width=4, depth=1, steps=6, sharpness_every=5)]
+def test_every_run_of_every_experiment_has_a_name_of_its_own():
+    configs = {config for name in experiments.EXPERIMENTS for config in experiments.configs(name)}
+    assert len({train.name_of(config) for config in configs}) == len(configs) > 500
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """An experiment of two runs, with results of its own."""
+    runs = lambda scale: [dict(tuner=["constant", "cdat"], samples=32, width=4, depth=1, steps=6, sharpness_every=5, seed=[0, 1])]
     monkeypatch.setattr(experiments, "FIGURES", tmp_path)
     monkeypatch.setattr(experiments, "RESULTS", tmp_path / "results.csv")
-    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", experiments.Experiment("a claim", "0 min", tiny, plots.draw))
+    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", experiments.Experiment("a claim", "0 min", runs, plots.draw))
+
+
+def test_an_experiment_leaves_a_row_for_each_run_and_replaces_its_own(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "TARGETS", {"mlp, digits": 1e9})
     for _ in range(2):
         experiments.main(["tiny", "--out", str(tmp_path / "runs")])
-    rows = experiments.results("tiny")
-    assert [row["label"] for row in rows] == ["constant 0.1", "CDAT σ = 2"] and (tmp_path / "tiny.png").exists()
-    for row in rows:
-        history = plots.load_run(tmp_path / "runs" / row["run"])[1]
-        assert float(row["loss"]) == pytest.approx(history["loss"][-5:].mean(), 1e-3)
-        assert float(row["sharpness_first"]) == pytest.approx(history["sharpness"][0], 1e-3)
-        assert float(row["rate"]) == pytest.approx(history["learning_rate"][-1], 1e-3)
+    rows = results.read(experiments.RESULTS)
+    assert len(rows) == 4 and (tmp_path / "tiny.png").exists()
+    for name, row in rows.items():
+        history = plots.load_run(tmp_path / "runs" / name)[1]
+        assert row["loss"] == pytest.approx(history["loss"][-5:].mean(), 1e-3)
+        assert row["sharpness_first"] == pytest.approx(history["sharpness"][0], 1e-3)
+        assert row["rate"] == pytest.approx(history["learning_rate"][-1], 1e-3)
+        assert row["reach"] == 0  # the target is above the first loss
     assert "| CDAT σ = 2 |" in capsys.readouterr().out
 
 
-def write(file, rows):
-    """Results of an experiment fig1 in two settings: (setting, label, loss of two seeds)."""
-    lines = [",".join(experiments.COLUMNS)]
-    for setting, label, *losses in rows:
-        lines += [f"fig1,{setting},{label},{label},{seed},done,9,{loss}" + ",1" * 10 for seed, loss in enumerate(losses)]
-    file.write_text("\n".join(lines) + "\n")
+def write(losses):
+    """Results of the tiny experiment: the final losses of both seeds of both tuners; all began at a loss of 9."""
+    names = [train.name_of(config) for config in experiments.configs("tiny")]
+    lines = [f"{name},9,{loss}" for name, loss in zip(names, losses, strict=True)]
+    experiments.RESULTS.write_text("\n".join(["run,loss_first,loss", *lines]) + "\n")
 
 
-def test_a_verdict_holds_in_all_settings_in_some_or_in_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "RESULTS", tmp_path / "results.csv")
-    claim = ("1", "a", lambda: experiments.below("fig1", "CDAT σ = 2", "constant"))
-    monkeypatch.setattr(experiments, "CLAIMS", [claim])
-    rows = [("a", "constant 0.1", 3, 5), ("a", "constant 0.2", 9, 9), ("a", "CDAT σ = 2", 3, 4), ("a", "CDAT σ = 2.5", 0, 0)]
-    for second, verdict in (1, "| holds |"), (99, "| holds partly |"):
-        write(tmp_path / "results.csv", [*rows, ("b", "constant 0.1", 3, 5), ("b", "CDAT σ = 2", second, second)])
-        assert "a: 3.5 against 4" in experiments.claims() and verdict in experiments.claims()
-    write(tmp_path / "results.csv", [("a", "constant 0.1", 3, 5), ("a", "CDAT σ = 2", 3, "inf")])
-    assert "| does not hold |" in experiments.claims()
+def test_a_verdict_holds_in_all_settings_in_some_or_in_none(tiny, monkeypatch):
+    claims = [("1", "a", lambda: results.below(experiments.kinds("tiny"), "CDAT σ = 2", "constant"))]
+    monkeypatch.setattr(experiments, "CLAIMS", claims)
+    assert "not run" in experiments.claims()
+    write([3, 5, 3, 4])
+    assert "mlp, digits: 3.5 against 4 | holds |" in experiments.claims()
+    write([3, 5, 3, "inf"])
+    assert "mlp, digits: inf against 4 | does not hold |" in experiments.claims()
+    monkeypatch.setattr(experiments, "CLAIMS", [(*claims[0][:2], lambda: [("a", "1", True), ("b", "2", False)])])
+    assert "holds partly (1 of 2)" in experiments.claims()
+
+
+def test_a_label_is_not_the_beginning_of_a_longer_number(tiny):
+    write([3, 5, 3, 4])
+    assert set(results.by_setting(experiments.kinds("tiny"), "CDAT σ = 2")) == {"mlp, digits"}
+    assert results.by_setting(experiments.kinds("tiny"), "constant 0") == {}
+
+
+def test_a_matrix_counts_wins_and_losses_and_what_blew_up(tiny):
+    write([3, 5, 3, 11])
+    text = results.matrix(experiments.kinds("tiny"), ours="constant")
+    assert "| **4 (3 to 5)** | 7 (3 to 11), 1 of 2 blew up |" in text and "CDAT σ = 2 1 : 0" in text
 
 
 def test_an_unknown_experiment_is_one_line(capsys):

@@ -1,5 +1,6 @@
 import json
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -54,23 +55,55 @@ def test_labels_name_the_tuner_and_only_what_differs():
     assert plots.labels(both) == ["greedy, gd", "greedy, adam"]
     sizes = [{"tuner": "constant", "lr": 0.1, "batch_size": size} for size in (0, 64)]
     assert plots.labels(sizes) == ["constant 0.1, batch 0", "constant 0.1, batch 64"]
+    searches = [{"tuner": "linesearch", "slope": slope} for slope in (1e-4, 0.5)] + [{"tuner": "greedy", "slope": 0.1}]
+    assert plots.labels(searches) == ["linesearch, slope 0.0001", "linesearch, slope 0.5", "greedy"]
 
 
-def test_a_figure_shows_every_run_once_in_the_legend_and_its_edge(run, tmp_path, monkeypatch):
+@pytest.fixture
+def figure(monkeypatch):
+    """What was drawn last."""
     seen = {}
     monkeypatch.setattr(plots.plt, "close", lambda figure: seen.update(figure=figure))
+    return lambda: seen["figure"]
+
+
+def test_a_figure_of_one_setting_has_a_line_for_each_kind_of_run_its_band_and_its_edge(run, tmp_path, figure):
     config, history = plots.load_run(run)
-    other = {**config, "tuner": "greedy", "optimizer": "adam", "beta1": 0.9, "status": "diverged"}
-    plots.draw([(config, history), ({**config, "seed": 1}, history), (other, history)], tmp_path / "f.png")
-    figure = seen["figure"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["CDAT σ = 2, gd", "greedy, adam"]
-    loss, rate, sharpness, product = figure.axes
+    higher = history | {"loss": 2 * history["loss"]}
+    other = {**config, "tuner": "greedy", "status": "diverged"}
+    plots.draw([(config, history), ({**config, "seed": 1}, higher), (other, history)], tmp_path / "f.png")
+    assert [text.get_text() for text in figure().legends[0].get_texts()] == ["CDAT σ = 2", "greedy"]
+    loss, rate, sharpness, product = figure().axes
     assert loss.get_yscale() == rate.get_yscale() == "log"
-    assert sorted(text.get_text() for text in product.texts) == ["edge of\nadam: 38", "edge of\ngd: 2"]
-    assert loss.lines[0].get_color() == loss.lines[1].get_color() == plots.COLORS["cdat"]
-    assert [line.get_marker() for line in loss.lines] == ["None", "None", "None", "x"]  # where greedy diverged
+    assert [text.get_text() for text in product.texts] == ["edge 2"]
+    assert [line.get_marker() for line in loss.lines] == ["None", "x", "None"]  # where greedy diverged
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), 1.5 * history["loss"])  # the median of the seeds
+    assert loss.collections[0].get_datalim(loss.transData).height == pytest.approx(5 - 2.25)  # from lowest to highest
+    assert tuple(loss.lines[0].get_color()) == matplotlib.colors.to_rgb(plots.COLORS["cdat"])
     np.testing.assert_allclose(product.lines[0].get_ydata(), [2.0])  # ηλ where λ was measured
     assert (tmp_path / "f.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_run_whose_rates_are_all_zero_or_that_has_no_rows_is_drawn(run, tmp_path):
+    config, history = plots.load_run(run)
+    for nothing in (history | {"learning_rate": 0 * history["loss"]}, {key: values[:0] for key, values in history.items()}):
+        plots.draw([(config, nothing)], tmp_path / "f.png")
+        plots.draw([(config | {"status": "diverged"}, nothing)], tmp_path / "f.png")
+
+
+def test_runs_of_several_settings_are_columns_each_with_its_own_edge(run, tmp_path, figure):
+    config, history = plots.load_run(run)
+    adam = {**config, "optimizer": "adam", "beta1": 0.9}
+    plots.draw([(config, history), (adam, history)], tmp_path / "f.png")
+    assert len(figure().axes) == 8
+    assert [text.get_text() for axis in figure().axes[-2:] for text in axis.texts] == ["edge 2", "edge 38"]
+
+
+def test_kinds_of_runs_of_one_tuner_have_shades_of_its_colour(run, tmp_path, figure):
+    config, history = plots.load_run(run)
+    plots.draw([({**config, "sigma": sigma}, history) for sigma in (2.0, 1.9, 2.1)], tmp_path / "f.png")
+    lines = figure().axes[0].lines
+    assert len({tuple(line.get_color()) for line in lines}) == len({line.get_linestyle() for line in lines}) == 3
 
 
 def test_every_tuner_has_a_colour_of_its_own():
@@ -86,12 +119,16 @@ def test_the_command_line_overlays_runs_and_says_where(run, tmp_path, capsys):
     assert (tmp_path / "two.png").exists()
 
 
-@pytest.mark.parametrize("broken", ["no config", "cut config", "cut row", "not a folder"])
+@pytest.mark.parametrize("broken", ["no config", "cut config", "no settings", "cut row", "no text", "not a folder"])
 def test_a_broken_run_is_one_line_that_names_it(run, tmp_path, capsys, broken):
     if broken == "no config":
         (run / "config.json").unlink()
     elif broken == "cut config":
         (run / "config.json").write_text('{"tuner": "cd')
+    elif broken == "no settings":
+        (run / "config.json").write_text("{}")
+    elif broken == "no text":
+        (run / "metrics.csv").write_bytes(b"step,loss\n\xff")
     elif broken == "cut row":
         (run / "metrics.csv").write_text("step,loss,learning_rate,sharpness\n0,2.5,0.1,20.0\n1,2.")
     folder = run / "config.json" if broken == "not a folder" else run
