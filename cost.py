@@ -225,8 +225,14 @@ def cost_of_sharpness():
 
 def cost_of_starting():
     """Prints the time from a command to the end of its first step, without and then with compiled programs in the cache."""
-    code = ("import os, sys, time, jax, train; train.measure = lambda *known: (jax.block_until_ready(known[3]), "
-            "print('first step', time.time(), flush=True), os._exit(0)); train.main(sys.argv[1:])")  # fmt: skip
+    code = """import os, sys, time, jax, train
+compiled = train.functions
+def look(w, carry, *_):  # what is called next
+    jax.block_until_ready(carry)
+    print('first step', time.time(), flush=True)
+    os._exit(0)
+train.functions = lambda *kind: (*compiled(*kind)[:2], look, None, None, None)
+train.main(sys.argv[1:])"""
     commands = {"default": [], "resnet": ["--model", "resnet", "--samples", "64"],
                 "transformer": ["--model", "transformer", "--dataset", "pydocs", "--samples", "64"]}  # fmt: skip
     for name, flags in commands.items():

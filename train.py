@@ -23,8 +23,6 @@ import signal
 import sys
 import tempfile
 import time
-import zipfile
-import zlib
 from pathlib import Path
 
 import jax
@@ -119,7 +117,6 @@ class Config:
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 PARTS = ("dataset", "model", "optimizer", "tuner")  # what is chosen by name, and may take flags of its own
 SEVERAL = ("optimizer", "tuner", "lr", "sigma", "beta", "batch_size", "seed")  # flags that take several values
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "stepping-on-the-edge")  # of compiled programs
 
 
 # ---------------------------------------------------------------------------------------- command line to configs
@@ -165,26 +162,24 @@ def configurations(given):
     >>> [(c.tuner, c.lr, c.sigma) for c in configurations({"tuner": ["constant", "cdat"], "sigma": [1.0, 2.0]})]
     [('constant', 0.1, 2.0), ('cdat', 0.1, 1.0), ('cdat', 0.1, 2.0)]
     """
-    values = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+    values = {part: FIELDS[part].default for part in PARTS} | given
     if "preset" in given:
-        model = models.PRESETS[given["preset"]][0]
-        if given.get("model", model) != model:
-            raise ValueError(f"--model {given['model']} contradicts --preset {given['preset']}, which is a {model}")
-        values["model"] = [model]
+        values["model"] = models.PRESETS[given["preset"]][0]
+        if given.get("model", values["model"]) != values["model"]:
+            raise ValueError(f"--model {given['model']} contradicts --preset {given['preset']}, which is a {values['model']}")
     if given.get("resume") and given.get("overwrite"):
         raise ValueError("--resume contradicts --overwrite")
     if not given.get("distributed") and {"coordinator", "processes", "process"} & set(given):
         raise ValueError("--coordinator, --processes and --process apply under --distributed alone")
-    chosen = {part: values.pop(part, [FIELDS[part].default]) for part in PARTS}
-    runs, taken = [], set()
-    for choice in itertools.product(*chosen.values()):
-        takers = {*choice[:1], *choice[2:]} if "preset" in given else set(choice)  # a preset fixes its options
-        sets = {name: v for name, v in values.items() if not (of := FIELDS[name].metadata["of"]) or takers & set(of)}
-        taken |= set(sets)
-        for combination in itertools.product(*sets.values()):
-            runs.append(Config(**dict(zip(PARTS, choice)), **dict(zip(sets, combination))))
-    for name in values:
-        if name not in taken:
+    runs, applied = [], set()
+    for choice in itertools.product(*(value if isinstance(value, list) else [value] for value in values.values())):
+        flags = dict(zip(values, choice))
+        takers = {flags[part] for part in PARTS if part != "model" or "preset" not in given}  # a preset fixes its options
+        flags = {name: v for name, v in flags.items() if not (of := FIELDS[name].metadata["of"]) or takers & set(of)}
+        applied |= set(flags)
+        runs.append(Config(**flags))  # more than once where the choices differ in nothing that applies
+    for name in given:
+        if name not in applied:
             takers = ", ".join(FIELDS[name].metadata["of"])
             raise ValueError(f"{dashed(name)} applies to nothing that was chosen; it belongs to {takers}")
     for config in runs:
@@ -200,9 +195,8 @@ def check(config):
             raise ValueError(f"{dashed(name)} is {value!r}; it must be one of {', '.join(allowed)}")
         if isinstance(allowed, str):
             low, high = map(float, allowed[1:-1].split(","))
-            above = value > low if allowed[0] == "(" else value >= low
-            below = value < high if allowed[-1] == ")" else value <= high
-            if not (above and below):
+            ends = {low: allowed[0] == "[", high: allowed[-1] == "]"}  # whether they belong to it
+            if not (low < value < high or ends.get(value)):
                 raise ValueError(f"{dashed(name)} is {value}; it must be in {allowed}")
 
 
@@ -237,230 +231,116 @@ def ce(logits, y):
 LOSSES = {"mse": mse, "ce": ce}
 
 
+def greedy_gain(f, w, u):
+    """f(w + η_edge u) − f(w + η_greedy u): what the on-edge rate loses to the greedy one, in this one step."""
+    slope, curved = jax.jvp(lambda w: jax.jvp(f, (w,), (u,))[1], (w,), (u,))  # g·u, uᵀHu
+    eta = -slope / abs(curved)  # (3); the rate on edge is twice that (7)
+    greedy, on_edge = jax.lax.map(lambda eta: f(tuners.move(w, eta, u)), eta * jnp.array([1, 2]))
+    return on_edge - greedy
+
+
+def alignment(u, scale, v):
+    """|cos∠(u, v)|. Where there is a preconditioner v lives in the coordinates P^(1/2) w, so u is taken there."""
+    u = u if scale is None else jax.tree.map(jnp.divide, u, scale)
+    return jnp.abs(gd.dot(u, v)) / gd.norm(u)
+
+
 def arguments(config, part):
-    """What the factory of the chosen part is called with, but for words of its own and shapes."""
-    chosen, named = getattr(config, part), {"momentum": "beta", "hyper_rate": "rate"}
+    """What the factory of the chosen part is called with, beside the shape of the data."""
     if part == "model" and config.preset:
         return models.PRESETS[config.preset][1]
-    values = {name: getattr(config, name) for name, field in FIELDS.items() if chosen in field.metadata["of"]}
-    values |= {"schedule": {"steps": config.steps}, "linesearch": {"max_trials": 30 if config.batch_size else 1000}}.get(
-        chosen, {}
-    )
-    return {named.get(name, name): value for name, value in values.items() if part != "model" or value}
+    chosen, named = getattr(config, part), {"momentum": "beta", "hyper_rate": "rate"}  # where a flag says more
+    values = {named.get(name, name): getattr(config, name) for name, field in FIELDS.items() if chosen in field.metadata["of"]}
+    if part == "model":
+        return {name: value for name, value in values.items() if value}  # 0 = the model's own
+    if chosen == "schedule":
+        values["steps"] = config.steps
+    if chosen == "linesearch":
+        values["max_trials"] = 30 if config.batch_size else 1000
+    return values
 
 
 def numbers_of(config):
     """The hyperparameters that are numbers. They enter the jitted functions as arguments: no value compiles anew."""
-    numbers = {"weight_decay": config.weight_decay}
-    for part in ("optimizer", "tuner"):
-        numbers[part] = {name: v for name, v in arguments(config, part).items() if not isinstance(v, str)}
-    return numbers
+    numeric = lambda part: {name: v for name, v in arguments(config, part).items() if not isinstance(v, str)}
+    return {"weight_decay": config.weight_decay, "optimizer": numeric("optimizer"), "tuner": numeric("tuner")}
 
 
 @functools.cache
 def functions(model, options, shape, classes, loss, optimizer, tuner, decay, chunk_size):
     """What is compiled for one kind of run, jitted: init, step, look, hessian, align, test.
 
-    Cached by its arguments, so that the runs of a sweep share one compilation.
+    Cached by its arguments, so that the runs of a sweep share one compilation. samples are (x, y) on the devices, rows
+    the batch of a step among them (None: all), numbers what `numbers_of` returns.
     """
     network = models.MODELS[model](shape, classes, **dict(options))
     words = {"decay": decay} if tuner == "schedule" else {}
-
-    def make(numbers):
-        return gd.OPTIMIZERS[optimizer](**numbers["optimizer"]), tuners.TUNERS[tuner](**numbers["tuner"], **words)
-
-    def data_loss(w, batch):
-        x, y = batch
-        return LOSSES[loss](network.apply(w, x), y)
-
-    def objective(weight_decay):
-        return lambda w, batch: data_loss(w, batch) + 0.5 * weight_decay * gd.dot(w, w)
-
-    def pick(samples, rows):
-        return samples if rows is None else jax.tree.map(lambda a: a[rows], samples)
+    optimizer_of = lambda numbers: gd.OPTIMIZERS[optimizer](**numbers["optimizer"])
+    tuner_of = lambda numbers: tuners.TUNERS[tuner](**numbers["tuner"], **words)
+    data_loss = lambda w, batch: LOSSES[loss](network.apply(w, batch[0]), batch[1])
+    objective = lambda weight_decay: lambda w, batch: data_loss(w, batch) + 0.5 * weight_decay * gd.dot(w, w)
+    pick = lambda samples, rows: samples if rows is None else jax.tree.map(lambda a: a[rows], samples)
 
     def init(seed, numbers):
-        return gd.init_carry(network.init(jax.random.key(seed)), *make(numbers))
+        return gd.init_carry(network.init(jax.random.key(seed)), optimizer_of(numbers), tuner_of(numbers))
 
     def step(carry, samples, rows, numbers):
-        step = gd.make_step(objective(numbers["weight_decay"]), *make(numbers), chunk_size)
+        """(carry, metrics): see gd.make_step."""
+        step = gd.make_step(objective(numbers["weight_decay"]), optimizer_of(numbers), tuner_of(numbers), chunk_size)
         return step(carry, pick(samples, rows))
 
     def look(w, carry, samples, rows, numbers):
-        """Of the step that led from w to carry: P^(-1/2), and what the on-edge rate loses to the greedy one."""
-        f = lambda w: gd.mean_over_chunks(objective(numbers["weight_decay"]), chunk_size)(w, pick(samples, rows))
-        slope, curved = jax.jvp(lambda w: jax.jvp(f, (w,), (carry.u,))[1], (w,), (carry.u,))  # g·u, uᵀHu
-        greedy, on_edge = jax.lax.map(lambda eta: f(tuners.move(w, eta, carry.u)), -slope / abs(curved) * jnp.array([1, 2]))
-        return make(numbers)[0].scale(carry.optimizer), on_edge - greedy
+        """Of the step that led from w to carry: P^(-1/2), and the gain of the greedy rate."""
+        f = gd.mean_over_chunks(objective(numbers["weight_decay"]), chunk_size)
+        gain = greedy_gain(lambda w: f(w, pick(samples, rows)), w, carry.u)
+        return optimizer_of(numbers).scale(carry.optimizer), gain
 
     def hessian(w, scale, v, samples, weight_decay):
-        """P^(-1/2) H P^(-1/2) v (22), of all training samples."""
+        """P^(-1/2) H P^(-1/2) v (22); scale is P^(-1/2), or None for the identity."""
         scaled = lambda v: v if scale is None else jax.tree.map(jnp.multiply, scale, v)
         product = lambda w, batch: sharpness.hvp(lambda w: objective(weight_decay)(w, batch), w, scaled(v))
         return scaled(gd.mean_over_chunks(product, chunk_size)(w, samples))
 
-    def align(u, scale, v):
-        """|cos| of u with v. Where there is a preconditioner v lives in the coordinates P^(1/2) w, so u is taken there."""
-        u = u if scale is None else jax.tree.map(jnp.divide, u, scale)
-        return jnp.abs(gd.dot(u, v)) / gd.norm(u)
-
     def test(w, samples):
-        def loss_and_accuracy(w, batch):
+        def both(w, batch):
             right = jnp.argmax(network.apply(w, batch[0]), -1) == batch[1]
-            return data_loss(w, batch), jnp.mean(right.astype(jnp.float32))
+            return {"test_loss": data_loss(w, batch), "test_accuracy": jnp.mean(right.astype(jnp.float32))}
 
-        return gd.mean_over_chunks(loss_and_accuracy, chunk_size)(w, samples)
+        return gd.mean_over_chunks(both, chunk_size)(w, samples)
 
-    return jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(look), jax.jit(hessian), jax.jit(align), jax.jit(test)
+    return jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(look), jax.jit(hessian), jax.jit(alignment), jax.jit(test)
 
+
+# --------------------------------------------------------------------------------------------- a run on the disk
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "turn")  # of every step
 MEASURED = ("sharpness", "alignment", "test_loss", "test_accuracy", "greedy_gain")  # nan where not measured
 
 
-def measure(config, functions, w, carry, v, samples, rows, held_out, numbers):
-    """What is measured at w, from which a step led to carry: a dict of columns, and where the next measurement starts."""
-    look, hessian, align, test = functions[2:]
-    scale, gain = look(w, carry, samples, rows, numbers)
-    loss, accuracy = test(w, held_out)
-    found = dict(greedy_gain=gain, test_loss=loss, test_accuracy=accuracy)
-    if config.no_sharpness:
-        return found, v
-    some = jax.tree.map(lambda a: a[: config.sharpness_samples or None], samples)
-    product = lambda v: hessian(w, scale, v, some, numbers["weight_decay"])
-    top = sharpness.power_iteration(product, v, config.sharpness_tol)
-    found |= dict(sharpness=np.asarray(top.value, loss.dtype), alignment=align(carry.u, scale, top.vector))
-    return found, top.vector
+def folder_of(config):
+    """Where a run is kept."""
+    return Path(config.out) / name_of(config)
 
 
-@functools.lru_cache(maxsize=1)
-def shuffled(seed, epoch, samples):
-    return np.random.default_rng((seed, epoch)).permutation(samples)
-
-
-def rows_of(config, t, samples):
-    """The rows of the batch of step t, from (seed, t) alone; None for the full batch. The remainder is dropped."""
-    if not config.batch_size:
-        return None
-    epoch, k = divmod(t, samples // config.batch_size)
-    return shuffled(config.seed, epoch, samples)[k * config.batch_size : (k + 1) * config.batch_size]
-
-
-def train(config, report=lambda rows: None):
-    """One run from its config: trained, continued from its checkpoint, or read back where it is done.
-
-    Returns its history, a dict of one numpy array a column of metrics.csv. report(rows) is called at every log
-    interval with its rows. Raises ValueError and OSError in one line for what cannot be run.
-    """
-    folder = into = Path(config.out) / name_of(config)
-    if find(config, folder) in FINISHED:
-        return plots.read_metrics(folder / "metrics.csv")
-    with contextlib.ExitStack() as stack:
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(folder.name)  # none writes while another still looks
-        if jax.process_index() > 0:  # process 0 alone writes what stays
-            into = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(jax.default_matmul_precision(config.precision))
-        interrupted = stack.enter_context(interruptible())
-        samples, held_out, classes, laid, everywhere = placed(config)
-        n, shape = len(samples[0]), samples[0].shape[1:]
-        compiled = functions(config.model, tuple(arguments(config, "model").items()), shape, classes, config.loss,
-                             config.optimizer, config.tuner, config.decay, config.chunk_size)  # fmt: skip
-        init, step = compiled[:2]
-        numbers = numbers_of(config)
-        carry = init(config.seed, numbers)
-        first, carry, v = restore(config, folder, into, carry, jax.tree.map(jnp.ones_like, carry.w))
-        carry, v = jax.device_put((carry, v), everywhere)
-        started, waiting, bad = time.time(), [], []
-        for t in range(first, config.steps):
-            rows, found = jax.device_put(rows_of(config, t, n), laid), {}
-            measured = t % config.sharpness_every == 0
-            w = jax.tree.map(jnp.copy, carry.w) if measured else None  # the step gives its carry away
-            carry, metrics = step(carry, samples, rows, numbers)
-            if measured:
-                found, v = measure(config, compiled, w, carry, v, samples, rows, held_out, numbers)
-            waiting.append({"step": t, **metrics, **found})
-            if (t + 1) % config.log_every and t + 1 < config.steps and not interrupted:
-                continue
-            waiting = jax.device_get(waiting)  # here alone the loop waits for the device
-            bad = [k for k, row in enumerate(waiting) if not np.isfinite(row["loss"])]
-            append(into, waiting[: bad[0] + 1] if bad else waiting)
-            report(waiting)
-            if bad:
-                break
-            checkpoint(into, t + 1, carry, v)
-            waiting = []
-            if interrupted and t + 1 < config.steps:
-                save_config(config, into, "interrupted")
-                raise KeyboardInterrupt
-        save_config(config, into, "diverged" if bad else "done", seconds=round(time.time() - started, 1))
-        return plots.read_metrics(into / "metrics.csv")
-
-
-def placed(config):
-    """The data on the devices: training and test samples, how many classes, and the layouts of a batch and of the rest.
-
-    A batch is laid over the largest number of devices that divides it; the compiler does the rest.
-    """
-    dataset = data.load(config.dataset, config.data_dir, config.samples, config.image_size, config.standardize)
-    n, devices = len(dataset.x), jax.devices()
-    if config.batch_size > n:
-        raise ValueError(f"--batch-size is {config.batch_size}; there are {n} training samples")
-    if config.batch_size and n % config.batch_size:
-        print(f"batches of {config.batch_size} drop {n % config.batch_size} of {n} samples in each epoch")
-    size, laid, everywhere = config.batch_size or n, None, None
-    if len(devices) > 1:
-        used = max(k for k in range(1, len(devices) + 1) if size % k == 0)
-        print(f"the batch of {size} is laid over {used} of {len(devices)} devices")
-        if used < len(devices) and jax.process_count() > 1:
-            raise ValueError(f"--batch-size: {size} samples cannot be laid evenly over the {len(devices)} devices")
-        mesh = jax.sharding.Mesh(np.array(devices[:used]), ("samples",))
-        laid, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["samples"], []))
-    samples = jax.device_put((dataset.x, dataset.y), everywhere if config.batch_size else laid)
-    few = config.test_samples or None
-    held_out = jax.device_put((dataset.x_test[:few], dataset.y_test[:few]), everywhere)
-    return samples, held_out, dataset.classes, laid, everywhere
-
-
-@contextlib.contextmanager
-def interruptible():
-    """Collects a Ctrl-C in a list, so that no step is cut in half. The second one acts at once."""
-    caught = []
-
-    def catch(number, frame):
-        caught.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, catch)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-# --------------------------------------------------------------------------------------------- a run on the disk
-
-FINISHED = ("done", "diverged")
-
-
-def find(config, folder):
-    """The status of the run in the folder, None where there is none to keep.
+def finished(config):
+    """Whether the run's folder holds it, done or diverged.
 
     Raises ValueError for a folder that holds what only --overwrite may replace, or only --resume may continue.
     """
+    folder = folder_of(config)
     if config.overwrite or not (folder / "config.json").exists():
-        return None
+        return False
     there = {name: field.default for name, field in FIELDS.items()} | plots.read_settings(folder)
     matter = [name for name, field in FIELDS.items() if field.metadata["names_run"] or name == "steps"]
     differ = [name for name in matter if there[name] != getattr(config, name)]
-    if differ == ["steps"] and config.resume and there["steps"] < config.steps and config.tuner != "schedule":
-        return "running"
-    if differ:
-        values = ", ".join(f"{dashed(name)} {there.get(name)}" for name in differ)
+    longer = differ == ["steps"] and there["steps"] < config.steps and config.tuner != "schedule"
+    if differ and not (longer and config.resume):
+        values = ", ".join(f"{dashed(name)} {there[name]}" for name in differ)
         raise ValueError(f"{folder}: holds a run with {values}; give --overwrite to replace it, or another --out")
-    if there.get("status") not in FINISHED and not config.resume:
+    over = there.get("status") in ("done", "diverged") and not longer
+    if not over and not config.resume:
         raise ValueError(f"{folder}: holds an unfinished run; give --resume to go on, or --overwrite")
-    return there.get("status")
+    return over
 
 
 def replace(file, write):
@@ -496,41 +376,160 @@ def append(folder, rows):
         raise OSError(f"{file}: cannot be written, {error.strerror}; what was logged before is kept") from None
 
 
-def checkpoint(folder, t, carry, v):
-    """All that the rows from step t on depend on: what the step carries, and where the power iteration starts."""
-    leaves = {f"leaf{k}": leaf for k, leaf in enumerate(jax.tree.leaves((carry, v)))}
+def checkpoint(folder, t, state):
+    """All that the rows from step t on depend on."""
+    leaves = {f"leaf{k}": leaf for k, leaf in enumerate(jax.tree.leaves(state))}
     replace(folder / "checkpoint.npz", lambda stream: np.savez(stream, step=t, **leaves))
 
 
-def restore(config, folder, into, carry, v):
-    """(step, carry, v) to go on from: the checkpoint under --resume where there is one, else the start.
+def begin(config, into, start):
+    """(step, state) to go on from: the checkpoint under --resume where there is one, else the start.
 
-    Files are read in folder and begun in `into`.
+    Files are read in the run's folder and begun in `into`.
     """
-    file, metrics = folder / "checkpoint.npz", folder / "metrics.csv"
-    kept = [",".join(COLUMNS + MEASURED) + "\n"]
-    first = 0
+    file, metrics = folder_of(config) / "checkpoint.npz", folder_of(config) / "metrics.csv"
+    first, state, kept = 0, start, [",".join(COLUMNS + MEASURED).encode() + b"\n"]
     if config.resume and file.exists():
-        leaves, tree = jax.tree.flatten((carry, v))
+        leaves, tree = jax.tree.flatten(start)
         try:
             with np.load(file, allow_pickle=False) as saved:
-                first = int(saved["step"])
-                new = [jnp.asarray(saved[f"leaf{k}"]) for k in range(len(leaves))]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+                first, new = int(saved["step"]), [saved[f"leaf{k}"] for k in range(len(leaves))]
+        except Exception:  # a broken archive makes its readers raise whatever they like
             raise ValueError(f"{file}: broken, or not of this run; give --overwrite to start again") from None
         if [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in new]:
             raise ValueError(f"{file}: of another network or precision; give --overwrite to start again")
-        carry, v = jax.tree.unflatten(tree, new)
-        kept = metrics.read_text().splitlines(keepends=True)[: first + 1]  # later rows are run again
-        if len(kept) != first + 1 or not kept[-1].endswith("\n"):
+        state = jax.tree.unflatten(tree, map(jnp.asarray, new))
+        kept = metrics.read_bytes().splitlines(keepends=True)[: first + 1]  # later rows are run again
+        if len(kept) != first + 1 or not kept[-1].endswith(b"\n"):
             raise ValueError(f"{metrics}: broken, it lacks rows before the checkpoint; give --overwrite to start again")
     else:
         into.mkdir(parents=True, exist_ok=True)
         for old in ("config.json", "checkpoint.npz"):  # so that no moment pairs old files with new ones
             (into / old).unlink(missing_ok=True)
-    replace(into / "metrics.csv", lambda stream: stream.write("".join(kept).encode()))
+    replace(into / "metrics.csv", lambda stream: stream.write(b"".join(kept)))
     save_config(config, into, "running")
-    return first, carry, v
+    return first, state
+
+
+# ------------------------------------------------------------------------------------------------------- the run
+
+
+def placed(config):
+    """The data on the devices: training and test samples, how many classes, and the layouts of a batch and of the rest.
+
+    A batch is laid over the largest number of devices that divides it; the compiler does the rest.
+    """
+    dataset = data.load(config.dataset, config.data_dir, config.samples, config.image_size, config.standardize)
+    n, devices = len(dataset.x), jax.devices()
+    if config.batch_size > n:
+        raise ValueError(f"--batch-size is {config.batch_size}; there are {n} training samples")
+    if config.batch_size and n % config.batch_size:
+        print(f"batches of {config.batch_size} drop {n % config.batch_size} of {n} samples in each epoch")
+    size, laid, everywhere = config.batch_size or n, None, None
+    if len(devices) > 1:
+        used = max(k for k in range(1, len(devices) + 1) if size % k == 0)
+        print(f"the batch of {size} is laid over {used} of {len(devices)} devices")
+        if used < len(devices) and jax.process_count() > 1:
+            raise ValueError(f"--batch-size: {size} samples cannot be laid evenly over the {len(devices)} devices")
+        mesh = jax.sharding.Mesh(np.array(devices[:used]), ("samples",))
+        laid, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["samples"], []))
+    samples = jax.device_put((dataset.x, dataset.y), everywhere if config.batch_size else laid)
+    few = config.test_samples or None
+    held_out = jax.device_put((dataset.x_test[:few], dataset.y_test[:few]), everywhere)
+    return samples, held_out, dataset.classes, laid, everywhere
+
+
+@functools.lru_cache(maxsize=1)
+def shuffled(seed, epoch, samples):
+    return np.random.default_rng((seed, epoch)).permutation(samples)
+
+
+def rows_of(config, t, samples):
+    """The rows of the batch of step t, from (seed, t) alone; None for the full batch. The remainder is dropped."""
+    if not config.batch_size:
+        return None
+    epoch, k = divmod(t, samples // config.batch_size)
+    return shuffled(config.seed, epoch, samples)[k * config.batch_size : (k + 1) * config.batch_size]
+
+
+def prepare(config):
+    """(start, advance, everywhere): where a run starts, how it takes a step, and how its state is laid over the devices.
+
+    A state is what a step carries to the next, and v, where the power iteration starts. advance(t, state) -> (row, state)
+    takes step t; the row is what is to be logged of it, numbers still on the device, for which it does not wait.
+    """
+    samples, held_out, classes, laid, everywhere = placed(config)
+    init, step, look, hessian, align, test = functions(
+        config.model, tuple(arguments(config, "model").items()), samples[0].shape[1:], classes, config.loss,
+        config.optimizer, config.tuner, config.decay, config.chunk_size)  # fmt: skip
+    numbers = numbers_of(config)
+
+    def measure(w, carry, v, rows):
+        """What is measured at w, from which a step led to carry: a dict of columns, and where the next measurement starts."""
+        scale, gain = look(w, carry, samples, rows, numbers)
+        found = {"greedy_gain": gain, **test(w, held_out)}
+        if config.no_sharpness:
+            return found, v
+        some = jax.tree.map(lambda a: a[: config.sharpness_samples or None], samples)
+        product = lambda v: hessian(w, scale, v, some, numbers["weight_decay"])
+        top = sharpness.power_iteration(product, v, config.sharpness_tol)
+        found |= {"sharpness": np.asarray(top.value, gain.dtype), "alignment": align(carry.u, scale, top.vector)}
+        return found, top.vector
+
+    def advance(t, state):
+        carry, v = state
+        rows = jax.device_put(rows_of(config, t, len(samples[0])), laid)
+        measured = t % config.sharpness_every == 0
+        w = jax.tree.map(jnp.copy, carry.w) if measured else None  # the step gives its carry away
+        carry, metrics = step(carry, samples, rows, numbers)
+        found, v = measure(w, carry, v, rows) if measured else ({}, v)
+        return {"step": t, **metrics, **found}, (carry, v)
+
+    carry = init(config.seed, numbers)
+    return (carry, jax.tree.map(jnp.ones_like, carry.w)), advance, everywhere
+
+
+def train(config, report=lambda rows: None):
+    """One run from its config: trained, continued from its checkpoint, or read back where it is done.
+
+    Returns its history, a dict of one numpy array a column of metrics.csv. report(rows) is called at every log
+    interval with its rows. Raises ValueError and OSError in one line for what cannot be run.
+    """
+    folder = into = folder_of(config)
+    if finished(config):
+        return plots.read_metrics(folder / "metrics.csv")
+    with contextlib.ExitStack() as stack:
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(folder.name)  # none writes while another still looks
+        if jax.process_index() > 0:  # process 0 alone writes what stays
+            into = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(jax.default_matmul_precision(config.precision))
+        interrupted = []  # by Ctrl-C, which is noted, so that no step is cut in half; the second one acts at once
+        before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(signal.signal(signal.SIGINT, before)))
+        stack.callback(signal.signal, signal.SIGINT, before)
+        start, advance, everywhere = prepare(config)
+        first, state = begin(config, into, start)
+        state = jax.device_put(state, everywhere)
+        started, waiting, finite = time.time(), [], []
+        for t in range(first, config.steps):
+            row, state = advance(t, state)
+            waiting.append(row)
+            if (t + 1) % config.log_every and t + 1 < config.steps and not interrupted:
+                continue
+            waiting = jax.device_get(waiting)  # here alone the loop waits for the device
+            finite = [np.isfinite(row["loss"]) for row in waiting]
+            rows = waiting[: (*finite, False).index(False) + 1]  # a diverged run ends with the row that shows it
+            waiting = []
+            append(into, rows)
+            report(rows)
+            if not all(finite):
+                break
+            checkpoint(into, t + 1, state)
+            if interrupted and t + 1 < config.steps:
+                save_config(config, into, "interrupted")
+                raise KeyboardInterrupt
+        save_config(config, into, "done" if all(finite) else "diverged", seconds=round(time.time() - started, 1))
+        return plots.read_metrics(into / "metrics.csv")
 
 
 # ------------------------------------------------------------------------------------------- what a person sees
@@ -542,16 +541,16 @@ def progress(config):
 
     def report(rows):
         nonlocal first, tenths, product
-        done = rows[-1]["step"] + 1
+        last, done = rows[-1], rows[-1]["step"] + 1
         first = first or (time.time(), done)  # the first interval compiles: no pace to judge by
         left = (time.time() - first[0]) / max(done - first[1], 1) * (config.steps - done)
         for row in rows:
             product = row["learning_rate"] * row["sharpness"] if "sharpness" in row else product
-        text = (f"{done:6d}/{config.steps}  loss {row['loss']:<9.4g} rate {row['learning_rate']:<9.4g} "
+        text = (f"{done:6d}/{config.steps}  loss {last['loss']:<9.4g} rate {last['learning_rate']:<9.4g} "
                 f"rate × sharpness {product:.3g}" + f", {left:.0f} s left" * (done > first[1]))  # fmt: skip
         if sys.stdout.isatty():
             bar = "█" * (6 * done // config.steps)
-            over = done == config.steps or not np.isfinite(row["loss"])
+            over = done == config.steps or not np.isfinite(last["loss"])
             print(f"\r{bar:░<6}{text}"[:80].ljust(80), end="\n" if over else "", flush=True)
         elif 10 * done // config.steps > tenths:
             tenths = 10 * done // config.steps
@@ -581,40 +580,35 @@ def table(runs):
                      f"{last_measured(history['test_accuracy']):8.1%} {config.get('seconds', math.nan):4.0f} s")
     lines += [f"{name} diverged: its loss is not finite at step {history['step'][-1]:.0f}"
               for name, loss, (_, history) in zip(names, losses, runs) if loss == math.inf]  # fmt: skip
-    return lines + borders([config for config, _ in runs], losses)
+    return lines + borders(runs)
 
 
-def borders(configs, losses):
+def borders(runs):
     """A warning for each grid of three or more values whose best, in the mean over the seeds, lies on its border."""
-    lines = []
-    for kind in dict.fromkeys((config["optimizer"], config["tuner"]) for config in configs):
-        for name in ("lr", "sigma", "beta"):
-            of_value = {}
-            for config, loss in zip(configs, losses):
-                if (config["optimizer"], config["tuner"]) == kind:
-                    of_value.setdefault(config[name], []).append(loss)
-            best = min(of_value, key=lambda value: np.mean(of_value[value]))
-            if len(of_value) > 2 and best in (min(of_value), max(of_value)):
-                lines.append(f"{kind[1]} with {kind[0]}: the best {dashed(name)}, {best:g}, lies on the border of "
-                             "its grid; widen it")  # fmt: skip
-    return lines
+    grids = {}  # (optimizer, tuner, field) -> value -> losses
+    for (config, history), name in itertools.product(runs, ("lr", "sigma", "beta")):
+        grid = grids.setdefault((config["optimizer"], config["tuner"], name), {})
+        grid.setdefault(config[name], []).append(plots.final_loss(history))
+    best = lambda grid: min(grid, key=lambda value: np.mean(grid[value]))
+    return [f"{tuner} with {optimizer}: the best {dashed(name)}, {best(grid):g}, lies on the border of its grid; widen it"
+            for (optimizer, tuner, name), grid in grids.items()
+            if len(grid) > 2 and best(grid) in (min(grid), max(grid))]  # fmt: skip
 
 
 def show(configs):
     """The table and the figures of all runs that have begun: one for each run, and one of all."""
     if jax.process_index() > 0:
         return
-    folders = [Path(config.out) / name_of(config) for config in configs]
-    folders = [folder for folder in folders if (folder / "config.json").exists()]
-    runs = {folder: run for folder in folders if len((run := plots.load_run(folder))[1]["step"])}
+    begun = [folder for folder in map(folder_of, configs) if (folder / "config.json").exists()]
+    runs = {folder: run for folder in begun if len((run := plots.load_run(folder))[1]["step"])}
     if runs:
         print("\n".join(table(list(runs.values()))))
     if runs and not configs[0].no_plot:
         for folder, run in runs.items():
-            plots.draw([run], folder / "figure.png")
+            plots.draw([run], figure := folder / "figure.png")
         if len(runs) > 1:
-            plots.draw(list(runs.values()), Path(configs[0].out) / "overlay.png")
-        print(f"figure: {Path(configs[0].out) / 'overlay.png' if len(runs) > 1 else folders[0] / 'figure.png'}")
+            plots.draw(list(runs.values()), figure := Path(configs[0].out) / "overlay.png")
+        print(f"figure: {figure}")
 
 
 def join(config):
@@ -628,29 +622,37 @@ def join(config):
         sys.stdout = open(os.devnull, "w")
 
 
+def run(configs):
+    """Trains one after the other, and shows what came of it."""
+    first = configs[0]  # in what is not of one run alone they are all alike
+    if "device_count" in os.environ.get("XLA_FLAGS", ""):  # CPU devices wait for each other in one pool of threads,
+        os.environ.setdefault("NPROC", "64")  # as many as there are cores: too few, and they wait for ever
+    if not first.no_cache:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "stepping-on-the-edge")
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if first.distributed:
+        join(first)
+    for config in configs:
+        finished(config)  # every refusal comes before the first step
+    for k, config in enumerate(configs):
+        print(f"[{k + 1}/{len(configs)}] {folder_of(config)}", flush=True)
+        train(config, progress(config))
+    show(configs)
+
+
 def main(argv=None):
     """The command line."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        configs = configurations(vars(parser().parse_args(arguments)))
-        if "device_count" in os.environ.get("XLA_FLAGS", ""):  # CPU devices wait for each other in one pool of threads,
-            os.environ.setdefault("NPROC", "64")  # as many as there are cores: too few, and they wait for ever
-        if not configs[0].no_cache:
-            jax.config.update("jax_compilation_cache_dir", str(CACHE))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        if configs[0].distributed:
-            join(configs[0])
-        for config in configs:  # every refusal comes before the first step
-            find(config, Path(config.out) / name_of(config))
-        for k, config in enumerate(configs):
-            print(f"[{k + 1}/{len(configs)}] {Path(config.out) / name_of(config)}", flush=True)
-            train(config, progress(config))
-        show(configs)
-    except KeyboardInterrupt:
-        print()
-        show(configs)
-        print(f"interrupted; go on with: python train.py {shlex.join(arguments)}{' --resume' * (not config.resume)}")
-        sys.exit(130)
+        configs = configurations(vars(parser().parse_args(words)))
+        try:
+            run(configs)
+        except KeyboardInterrupt:
+            print()
+            show(configs)
+            print(f"interrupted; go on with: python train.py {shlex.join(words)}{' --resume' * (not configs[0].resume)}")
+            sys.exit(130)
     except (ValueError, OSError) as error:
         fail(error)
     except jax.errors.JaxRuntimeError as error:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -93,6 +94,18 @@ def test_ctrl_c_saves_shows_the_table_and_says_how_to_go_on(tmp_path, environmen
         assert saved["step"] == rows(tmp_path / "a") - 1  # every row that was logged is behind the checkpoint
 
 
+def test_ctrl_c_beside_a_broken_run_is_one_line(tmp_path, capsys, monkeypatch):
+    flags = [*TINY, "--steps", "3", "--out", str(tmp_path)]
+    train.main(flags)
+    (one(tmp_path) / "metrics.csv").write_text("step,loss\n0\n")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", interrupt)
+    assert "metrics.csv: broken" in refused(capsys, *flags)
+
+
 def test_more_steps_on_resume_are_what_one_long_run_gives(tmp_path, capsys):
     for tuner in ("feedback", "linesearch"):
         a, b = str(tmp_path / tuner / "a"), str(tmp_path / tuner / "b")
@@ -145,6 +158,26 @@ def test_a_file_cut_in_half_is_one_line_that_names_it_and_overwrite_starts_again
     assert (one(tmp_path) / "checkpoint.npz").exists() and (one(tmp_path) / "metrics.csv").exists()
     train.main([*flags, "6", "--overwrite"])
     assert rows(tmp_path) == 7
+
+
+def test_a_checkpoint_with_a_flipped_byte_is_one_line_whatever_its_reader_raises(tmp_path, capsys):
+    flags = [*TINY, "--out", str(tmp_path), "--steps"]
+    train.main([*flags, "6"])
+    file = one(tmp_path) / "checkpoint.npz"
+    whole = file.read_bytes()
+    entry = whole.index(b"PK\x01\x02")  # of the archive's directory
+    for offset, byte in (8, 1), (8, 64), (10, 99), (42, 255):  # encrypted, twice; an unknown compression; nowhere
+        file.write_bytes(whole[: entry + offset] + bytes([byte]) + whole[entry + offset + 1 :])
+        assert "checkpoint.npz: broken" in refused(capsys, *flags, "9", "--resume")
+    file.write_bytes(whole)
+    train.main([*flags, "9", "--resume"])
+
+
+def test_a_checkpoint_of_another_precision_is_refused(tmp_path, capsys):
+    flags = [*TINY, "--out", str(tmp_path), "--steps"]
+    with jax.enable_x64(True):
+        train.main([*flags, "4"])
+    assert "checkpoint.npz: of another network or precision" in refused(capsys, *flags, "8", "--resume")
 
 
 def test_a_cut_metrics_file_of_a_finished_run_is_one_line(tmp_path, capsys):

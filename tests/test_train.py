@@ -200,6 +200,13 @@ def test_a_diverged_run_is_kept_reported_and_the_others_go_on(run):
     assert train.plots.load_run(next(run.folder.glob("*greedy*")))[0]["status"] == "done"
 
 
+def test_what_is_reported_of_a_diverged_run_is_what_is_logged(run):
+    reported = []
+    config = train.Config(samples=64, width=8, depth=1, steps=40, tuner="constant", lr=1e9, out=str(run.folder))
+    history = train.train(config, reported.extend)
+    assert [row["step"] for row in reported] == history["step"].tolist() and len(reported) < 40
+
+
 def test_a_sweep_over_numbers_traces_the_step_once(run, monkeypatch):
     traced = []
     make_step = gd.make_step
@@ -233,6 +240,17 @@ def test_figures_are_drawn_for_each_run_and_for_all(run, tmp_path):
     flags = [flag for flag in TINY if flag != "--no-plot"]
     train.main([*flags, "--tuner", "greedy", "cdat", "--out", str(run.folder)])
     assert len(list(run.folder.glob("*/figure.png"))) == 2 and (run.folder / "overlay.png").exists()
+
+
+def test_the_figure_that_is_named_is_one_that_was_drawn(tmp_path, capsys):
+    empty, full = (train.Config(samples=64, width=8, depth=1, steps=3, tuner=tuner, out=str(tmp_path)) for tuner in ("cdat", "greedy"))
+    for config in empty, full:
+        train.train(config)
+    file = tmp_path / train.name_of(empty) / "metrics.csv"
+    file.write_text(file.read_text().splitlines()[0] + "\n")  # as it is before the first rows are written
+    train.show([empty, full])
+    figure = capsys.readouterr().out.splitlines()[-1].removeprefix("figure: ")
+    assert figure == str(tmp_path / train.name_of(full) / "figure.png") and os.path.exists(figure)
 
 
 # -------------------------------------------------------------------------------------------------- sharpness
