@@ -33,14 +33,33 @@ import tuners
 
 FIGURES = Path(__file__).parent / "figures"
 FAMILIES = {  # model, options, shape of a sample, samples; on random data, which costs what real data does
+    "linear": ("linear", dict(), (32, 32, 3), 2048),
     "mlp": ("mlp", dict(width=512, depth=2), (32, 32, 3), 2048),
     "cnn": ("cnn", dict(), (32, 32, 3), 128),
+    "rnn": ("rnn", dict(), (64,), 64),
     "resnet": ("resnet", dict(width=8), (32, 32, 3), 64),
     "mixer": ("mixer", dict(), (32, 32, 3), 64),
     "vit": ("vit", dict(), (32, 32, 3), 64),
     "transformer": ("transformer", dict(), (64,), 64),
 }
-PREDICTED = {"forward": 1, "gradient": 3, "curvature": 5, "Hessian-vector product": 8}
+TUNERS = [*tuners.TUNERS]
+
+
+def predicted(family, trials=1):
+    """What counting says, in forward passes, of the parts and of a step under each tuner.
+
+    A gradient is a forward pass and two products for each of its own, less the one for the gradient of the input: so
+    less the first layer's share, known for dense networks, else counted as 0. Curvature carries t, t and t² forward,
+    5 passes of which the gradient's is one. A Hessian-vector product is the gradient with a tangent, and its
+    products have two terms each: 8.
+    """
+    model, options, shape, _ = FAMILIES[family]
+    w = jax.eval_shape(train.models.MODELS[model](shape, 10, **options).init, jax.random.key(0))
+    kernels = [leaf.size for leaf in jax.tree.leaves(w) if leaf.ndim == 2]
+    gradient = 3 - (max(kernels) / sum(kernels) if family in ("linear", "mlp") else 0)
+    steps = dict.fromkeys(TUNERS, gradient) | dict.fromkeys(("greedy", "cdat", "feedback"), gradient + 4)
+    steps |= {"linesearch": gradient + trials, "exact": gradient + 5 * 8}
+    return {"forward": 1, "gradient": gradient, "curvature": 5, "Hessian-vector product": 8} | steps
 
 
 class Program(NamedTuple):
@@ -112,39 +131,44 @@ def time_step(step, carry, steps=5):
     return np.median(taken), np.mean(1 + np.log(guess / eta[1:]) / -np.log(0.8))
 
 
+def row(*cells):
+    """A line of a table, numbers to two digits."""
+    print("| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |", flush=True)
+
+
 def cost_of_tuners():
-    """Prints the cost of the parts in forward passes and of each tuner's step in steps at a constant rate; draws it."""
-    kinds = ["constant", "polyak", "hypergradient", "linesearch", "greedy", "cdat", "exact"]
-    print("| model | part | predicted FLOPs | FLOPs | time | memory |   in forward passes\n|---|---|---|---|---|---|")
+    """Prints the cost of the parts in forward passes, and of a step under each tuner also in steps at a constant rate; draws it."""
+    row("model", "part", "predicted FLOPs", "FLOPs", "time", "memory, all in forward passes")
+    row(*["---"] * 6)
     forwards = {}
     for family in FAMILIES:
         found = parts(family)
-        times = {name: seconds(lambda: part.run(*part.arguments)) for name, part in found.items()}
-        forwards[family] = found["forward"].flops
         for name, part in found.items():
-            print(f"| {family} | {name} | {PREDICTED[name]} | {part.flops / found['forward'].flops:.2f} | "
-                  f"{times[name] / times['forward']:.2f} | {part.memory / found['forward'].memory:.2f} |", flush=True)  # fmt: skip
-    print("\n| model | tuner | FLOPs | time | memory | FLOPs |   in constant-rate steps; the last in forward passes")
-    print("|---|---|---|---|---|---|")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharey=True)
+            cost = np.array([part.flops, seconds(lambda: part.run(*part.arguments)), part.memory], float)
+            forwards[family] = cost if name == "forward" else forwards[family]
+            row(family, name, float(predicted(family)[name]), *map(float, cost / forwards[family]))
+    print()
+    row("model", "tuner", "FLOPs", "time", "memory, in constant-rate steps", "predicted FLOPs", "FLOPs", "time",
+        "memory, in forward passes", "")  # fmt: skip
+    row(*["---"] * 10)
+    figure, axes = plt.subplots(3, 1, figsize=(9, 6.5), layout="constrained", sharex=True)
     for k, family in enumerate(FAMILIES):
-        for j, tuner in enumerate(kinds):
+        for j, tuner in enumerate(TUNERS):
             step, carry = step_of(family, tuner)
             taken, trials = time_step(step, carry)
-            flops = step.flops + (trials - 1) * forwards[family] * (tuner == "linesearch")  # its loop, body times trips
-            base = (flops, taken, step.memory) if tuner == "constant" else base
-            ratios = flops / base[0], taken / base[1], step.memory / base[2]
-            print(f"| {family} | {tuner} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios)
-                  + f" | {flops / forwards[family]:.2f} |" + f" {trials:.1f} trials" * (tuner == "linesearch"), flush=True)  # fmt: skip
-            for axis, ratio in zip(axes, ratios):
-                axis.bar(k + (j - 3) / 9, ratio, 1 / 9, color=plots.COLORS[tuner], label=tuner if k == 0 else None)
-    for axis, title in zip(axes, ("FLOPs of a step", "time of a step")):
-        axis.set_title(title + ", in constant-rate steps", fontsize=10, loc="left")
-        axis.set_xticks(range(len(FAMILIES)), FAMILIES, fontsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, frameon=False, fontsize=9)
-    figure.savefig(FIGURES / "cost.png", dpi=130)
-    plt.close(figure)
+            searched = (trials - 1) * forwards[family][0] if tuner == "linesearch" else 0  # its loop, body times trips
+            cost = np.array([step.flops + searched, taken, step.memory], float)
+            base = cost if tuner == "constant" else base
+            row(family, tuner, *map(float, cost / base), float(predicted(family, trials)[tuner]),
+                *map(float, cost / forwards[family]), f"{trials:.1f} trials" if tuner == "linesearch" else "")  # fmt: skip
+            for axis, ratio in zip(axes, cost / base):
+                axis.bar(k + (j - 4) / 11, ratio, 1 / 11, color=plots.COLORS[tuner], label=tuner if k == 0 else None)
+    for axis, title in zip(axes, ("FLOPs", "time", "memory")):
+        axis.set_title(f"{title} of a step, in constant-rate steps", fontsize=9, loc="left")
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.set_xticks(range(len(FAMILIES)), FAMILIES)
+    plots.finish(figure, axes, FIGURES / "cost.png", ncols=9)
 
 
 def bare_loop(steps):
