@@ -168,7 +168,7 @@ def cost_of_tuners():
         axis.set_yscale("log", base=2)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xticks(range(len(FAMILIES)), FAMILIES)
-    plots.finish(figure, axes, FIGURES / "cost.png", ncols=9)
+    plots.finish(figure, axes, FIGURES / "cost.png")
 
 
 def bare_loop(steps):

@@ -171,7 +171,8 @@ def resets(_, file, first=120, steps=40):
     run = list(follow(train.Config(tuner="feedback"), first, steps))
     t, loss, eta = (np.array(column, float) for column in zip(*[(t, m["loss"], m["learning_rate"]) for t, *_, m in run]))
     lam = np.array([top.value for *_, top, _ in run])
-    reset = np.append(False, eta[1:] < 0.6 * eta[:-1])  # a greedy step is 1/2.5 of the others
+    ratio = jax.jit(lambda w, u: train.tuners.curvature(run[0][1], w, u) / theory.dot(u, u))  # d/n, as u = −g
+    reset = np.array([m["learning_rate"] * ratio(w, jax.grad(f)(w)) < 1.5 for _, f, w, _, m in run])  # σ = η d/n (8)
     figure, axes = plt.subplots(2, 2, figsize=(9, 5.2), layout="constrained")
     for axis, values, name in zip(axes.flat, (loss, lam, eta * lam - 2), ("training loss", "sharpness λ", "y = ηλ − 2")):
         axis.plot(t, values, color=plots.COLORS["feedback"], linewidth=1.2)
@@ -179,7 +180,7 @@ def resets(_, file, first=120, steps=40):
         axis.set_title(name, fontsize=9, loc="left")
         axis.set_xlabel("step", fontsize=9)
     axes[1, 0].axhline(0, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
-    at = next((k for k in np.flatnonzero(reset) if k >= 2), 2)  # the first of them
+    at = next((k for k in np.flatnonzero(reset) if 0 < k < steps - 1), 1)  # the first of them
     for k, color, style in ((at - 1, "#CC79A7", ":"), (at, "#000000", "-"), (at + 1, "#0072B2", "--")):
         _, f, w, top, _ = run[k]
         x = theory.dot(jax.grad(f)(w), top.vector) / top.value  # from the bottom, as in theory.py
@@ -190,6 +191,51 @@ def resets(_, file, first=120, steps=40):
     axes[1, 1].set_title("loss along the top eigenvector, from its bottom", fontsize=9, loc="left")
     axes[1, 1].set_xlabel("displacement |x|", fontsize=9)
     plots.finish(figure, axes, file)
+
+
+def alternatives(_, file, steps=600):
+    """A drawing: the final loss where something else than a loss above its average asks for the greedy step."""
+
+    def after(sign, start):  # sign(memory, value, u) -> (whether to take a greedy step, memory), from start(w)
+        def rate(state, f, w, value, g, u):
+            reset, memory = sign(state[0], value, u)
+            eta, averages = train.tuners.cdat(jnp.where(reset, 1.0, 2.5)).rate(state[1], f, w, value, g, u)
+            return eta, (memory, averages)
+
+        return train.tuners.Tuner(lambda w: (start(w), train.tuners.cdat().init(w)), rate)
+
+    cos = lambda a, b: theory.dot(a, b) / jnp.sqrt(theory.dot(a, a) * theory.dot(b, b))
+    highest, zeros = lambda w: jnp.full((), jnp.inf), lambda w: jax.tree.map(jnp.zeros_like, w)
+    rules = {
+        "CDAT σ = 2": train.tuners.cdat(),
+        "feedback": train.tuners.feedback(),
+        "the last step raised the loss": after(lambda last, value, u: (value > last, value), highest),
+        "it is 20 % above its lowest": after(lambda low, value, u: (value > 1.2 * low, jnp.minimum(low, value)), highest),
+        "u turned: cos < −0.9": after(lambda last, value, u: (cos(u, last) < -0.9, u), zeros),
+        "every third step": after(lambda t, value, u: (t % 3 == 2, t + 1), lambda w: jnp.zeros((), int)),
+    }
+    optimizers, losses = {"gd": train.gd.gd, "momentum": train.gd.momentum, "rmsprop": train.gd.rmsprop}, {}
+    samples, _, classes, _, _ = train.placed(train.Config())
+    network = train.models.mlp((8, 8, 1), classes)
+    f = lambda w, batch: train.mse(network.apply(w, batch[0]), batch[1]) + 0.5e-5 * theory.dot(w, w)
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
+    for axis, (name, optimizer) in zip(axes, optimizers.items()):
+        for row, (rule, tuner) in enumerate(rules.items()):
+            step = jax.jit(train.gd.make_step(f, optimizer(), tuner), donate_argnums=0)
+            for seed in SEEDS:
+                carry, history = train.gd.init_carry(network.init(jax.random.key(seed)), optimizer(), tuner), []
+                for _ in range(steps):
+                    carry, metrics = step(carry, samples)
+                    history.append(metrics["loss"])
+                losses.setdefault((rule, name), []).append(plots.final_loss({"loss": np.array(history)}))
+            axis.plot(losses[rule, name], [row] * len(SEEDS), "o", color=plots.COLORS["cdat" if row == 0 else "feedback"], alpha=0.7)
+        axis.set_yticks(range(len(rules)), rules)
+        axis.set(xscale="log", xlabel="final training loss")
+        axis.set_title(name, fontsize=9, loc="left")
+    axes[0].invert_yaxis()
+    plots.finish(figure, axes, file)
+    print(markdown(["σ = 1 when", *optimizers], [[rule, *(f"{np.median(losses[rule, name]):.3g}" for name in optimizers)]
+                                                 for rule in rules]))  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------- experiments
@@ -242,7 +288,7 @@ EXPERIMENTS = {
                          dict(tuner="constant", lr=1e-4, optimizer="rmsprop"),
                          dict(tuner="constant", lr=0.05, optimizer="momentum"),
                          WARM | dict(lr=1.0, optimizer="momentum")),
-        lambda runs, file: plots.draw(runs, file, ("loss", "sharpness", "product"))),
+        plots.panels("loss", "sharpness", "product")),
     "fig1": Experiment(
         "linesearch and greedy end above the tuned constant rate; linesearch may lead early", "10 min",
         everywhere("constant", "linesearch", "greedy"), plots.panels("loss")),
@@ -272,7 +318,7 @@ EXPERIMENTS = {
     "fig8": Experiment(
         "(and 20, 21) on mini-batches (here of 64 and 256) CDAT gains little over constant rates and schedules", "4 min",
         mini(CONSTANT, *(dict(tuner="schedule", lr=rates(0.4, 4), decay=decay) for decay in ("cosine", "linear")),
-             cdat(2.0, 1.6, 1.2, beta=[0.0, 0.9])), plots.panels("loss", "learning_rate")),
+             cdat(2.0, 1.6, 1.2, beta=[0.0, 0.9])), plots.panels("loss", "learning_rate", searched=(*plots.SEARCHED, "cdat"))),
     "fig9": Experiment(
         "(and 11) the simplified model of CDAT: σ = 2 holds y near 0, σ = 1.9 lets λ grow", "1 min",
         lambda scale: [], plots.curves(*FIGURE_9)),
@@ -317,6 +363,8 @@ EXPERIMENTS = {
                                                               sharpness_every=600) for average in (0.8, 0.9, 0.95)
                                               for high in (2.25, 2.5, 3.0, 4.0) for tolerance in (0.0, 0.05, 0.2))),
         plots.heat("sigma_high", "tolerance", split="average")),
+    "alternatives": Experiment(
+        "ours: does a simpler sign than the average of the loss do as well?", "2 min", lambda scale: [], alternatives),
     "resets": Experiment(
         "ours: a greedy step takes out what had grown along the top eigenvector", "1 min", lambda scale: [], resets),
 }  # fmt: skip
@@ -453,10 +501,16 @@ def claims():
     return markdown(["figure", "claim", "measured: median over the seeds", "verdict"], lines)
 
 
+def listing():
+    """What there is to run, in Markdown."""
+    return markdown(["`python experiments.py` …", "time", "claim or question"],
+                    [[f"`{name}`", experiment.time, experiment.claim] for name, experiment in EXPERIMENTS.items()])  # fmt: skip
+
+
 def with_tables(text):
-    """The text with each table between <!-- table: NAME --> (or matrix, or claims) and <!-- end --> as the results have it."""
+    """The text with each table between <!-- table: NAME --> (or matrix, claims, list) and <!-- end --> as the results have it."""
     makers = {"table": lambda name: results.table(kinds(name)), "matrix": lambda name: results.matrix(kinds(name)),
-              "claims": lambda _: claims()}  # fmt: skip
+              "claims": lambda _: claims(), "list": lambda _: listing()}  # fmt: skip
     fill = lambda match: f"{match[1]}\n{makers[match[2]](match[3])}\n<!-- end -->"
     return re.sub(r"(<!-- (\w+): (\w+) -->)\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 

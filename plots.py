@@ -32,7 +32,7 @@ COLORS = {
     "exact": "#D55E00",
     "feedback": "#882255",
 }
-LOOKS = [(1.0, "-"), (0.6, "--"), (1.4, ":"), (0.8, "-.")]  # kinds of runs of one tuner: lightness of the colour, and line
+LOOKS = [(1.0, "-"), (0.45, "--"), (1.4, ":"), (1.65, "-.")]  # kinds of runs of one tuner: lightness of the colour, and line
 
 QUANTITIES = {
     "loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
@@ -201,8 +201,8 @@ def panel(axis, quantity, runs):
     values = np.concatenate([line.get_ydata() for line in axis.lines])
     if quantity in LOG and len(values):
         axis.set_yscale("log")
-    if quantity == "loss" and len(values):  # a run that blows up must not press the others flat
-        axis.set_ylim(0.7 * values.min(), 4 * max(history["loss"][0] for _, history in runs if len(history["loss"])))
+        top = 4 * max(history["loss"][0] for _, history in runs if len(history["loss"])) if quantity == "loss" else np.inf
+        axis.set_ylim(0.7 * values.min(), min(1.4 * values.max(), top))  # what blows up must not press the others flat
     if quantity == "product":
         edges = sorted({edge(config) for config, _ in runs})
         axis.set_ylim(0, 2 * edges[-1])  # what is far above the edge is a start, or the end of a run
@@ -228,16 +228,16 @@ def line(axis, quantity, runs, style):
         shown = np.isfinite(values) & ((values > 0) | (quantity not in LOG))
         row[: len(values)][shown] = values[shown]
         if config["status"] == "diverged" and shown.any():
-            end = min(values[shown][-1], 3 * values[0] if quantity == "loss" else np.inf)  # within the frame
+            end = min(values[shown][-1], 2 * values[0] if quantity == "loss" else np.inf)  # within the frame
             axis.plot(history["step"][shown][-1], end, "x", color=style["color"], markersize=7, markeredgewidth=1.5)
     there = np.isfinite(table).sum(0) > len(runs) / 2
     steps, table = steps[there], table[:, there]
     axis.plot(steps, np.nanmedian(table, 0), linewidth=1.3, **style)
     if len(runs) > 1:
-        axis.fill_between(steps, np.nanmin(table, 0), np.nanmax(table, 0), color=style["color"], alpha=0.2, linewidth=0)
+        axis.fill_between(steps, np.nanmin(table, 0), np.nanmax(table, 0), color=style["color"], alpha=0.15, linewidth=0)
 
 
-def finish(figure, axes, file, ncols=6):
+def finish(figure, axes, file):
     """What all figures share: no box around a panel, small numbers, one legend on top; then the file."""
     entries = {}
     for axis in np.asarray(axes).flat:
@@ -245,8 +245,8 @@ def finish(figure, axes, file, ncols=6):
         axis.tick_params(which="both", labelsize=8)
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
     if entries:
-        ncols = min(ncols, len(entries), int(1 + figure.get_figwidth() / 1.8))
-        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=ncols, frameon=False, fontsize=9)
+        ncols = max(1, int(figure.get_figwidth() / (0.7 + 0.08 * max(map(len, entries)))))  # as many as fit
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(ncols, len(entries)), frameon=False, fontsize=9)
     figure.savefig(file, dpi=130)
     plt.close(figure)
 
@@ -264,21 +264,23 @@ def median_loss(runs):
     return {kind: np.median(values) for kind, values in losses.items()}
 
 
-def tuned(runs):
-    """The runs without those constants, schedules and searches that another of their setting and tuner beats."""
+SEARCHED = ("constant", "schedule", "linesearch", "polyak", "hypergradient")  # tuners shown at their best setting
+
+
+def tuned(runs, searched=SEARCHED):
+    """The runs without those that another of their setting and tuner beats, where the tuner is one of those searched."""
     losses, best = median_loss(runs), {}
-    searched = ("constant", "schedule", "linesearch", "polyak", "hypergradient")
     for config, _ in runs:
         kind, group = config["run"], (setting_of(config), config["tuner"])
         if config["tuner"] in searched and losses[kind] <= losses.get(best.get(group), np.inf):
             best[group] = kind
-    return [(config | {"name": config["tuner"]} if config["tuner"] in searched else config, history)
+    return [(config | {"name": "CDAT" if config["tuner"] == "cdat" else config["tuner"]} if config["tuner"] in searched else config, history)
             for config, history in runs if config["tuner"] not in searched or config["run"] in best.values()]  # fmt: skip
 
 
-def panels(*quantities):
+def panels(*quantities, searched=SEARCHED):
     """A drawing: the tuned runs, a column for each setting."""
-    return lambda runs, file: draw(tuned(runs), file, quantities)
+    return lambda runs, file: draw(tuned(runs, searched), file, quantities)
 
 
 def heat(x, y, split):

@@ -40,7 +40,7 @@ TINY_LOG = """step,loss,learning_rate,grad_norm,turn,sharpness,alignment,test_lo
 """
 
 
-WITHOUT_RUNS = ("fig4", "fig9", "overlay", "resets")
+WITHOUT_RUNS = ("fig4", "fig9", "overlay", "resets", "alternatives")
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
@@ -54,8 +54,8 @@ def test_the_runs_of_an_experiment_are_configurations_at_both_scales_and_its_fig
     runs = [(dataclasses.asdict(config) | {"run": train.name_of(config), "name": results.label_of(config),
                                            "status": "diverged" if k == 1 else "done"}, diverged if k == 1 else history)
             for k, config in enumerate(found["laptop"]) if config.seed == 0]  # fmt: skip
-    shorter = {"first": 1, "steps": 4} if name in ("overlay", "resets") else {}
-    experiments.EXPERIMENTS[name].draw(runs, tmp_path / "figure.png", **shorter)
+    shorter = {"overlay": dict(first=1, steps=4), "resets": dict(first=1, steps=4), "alternatives": dict(steps=2)}
+    experiments.EXPERIMENTS[name].draw(runs, tmp_path / "figure.png", **shorter.get(name, {}))
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
