@@ -73,6 +73,7 @@ WNIDS = (
     "n03394916 n03417042 n03425413 n03445777 n03888257"
 ).split()
 
+
 def require(ok, message):
     """ValueError with this one-line message unless ok."""
     if not ok:
@@ -252,6 +253,18 @@ def read_images(paths, size, cache):
     return x
 
 
+def balanced_order(y):
+    """Indices that take the classes in turn: the first of each, the second of each, and so on.
+
+    >>> balanced_order(np.array([0, 0, 0, 1, 1, 2])).tolist()
+    [0, 3, 5, 1, 4, 2]
+    """
+    turn = np.empty(len(y), int)
+    for label in np.unique(y):
+        turn[y == label] = np.arange(np.sum(y == label))
+    return np.lexsort((y, turn))
+
+
 def text_blocks(codes, length=64):
     """A sequence cut into blocks x (n, length), and y, the same blocks one character further on.
 
@@ -330,7 +343,8 @@ def imagenette(folder, image_size):
 
     (train, y), (test, y_test) = files(root / "train"), files(root / "val")
     x = read_images(train + test, image_size, folder / f"{root.name}-{image_size}.npz")
-    return Dataset(x[: len(train)], y, x[len(train) :], y_test, 10)
+    order = balanced_order(y_test)  # they are filed by class; the first few are to be of all classes
+    return Dataset(x[: len(train)], y, x[len(train) :][order], y_test[order], 10)
 
 
 def shakespeare(folder, image_size):
@@ -353,18 +367,6 @@ DATASETS = {
     loader.__name__: loader
     for loader in (digits, mnist, cifar10, cifar100, imagenette, shakespeare, pydocs)
 }
-
-
-def balanced_order(y):
-    """Indices that take the classes in turn: the first of each, the second of each, and so on.
-
-    >>> balanced_order(np.array([0, 0, 0, 1, 1, 2])).tolist()
-    [0, 3, 5, 1, 4, 2]
-    """
-    turn = np.empty(len(y), int)
-    for label in np.unique(y):
-        turn[y == label] = np.arange(np.sum(y == label))
-    return np.lexsort((y, turn))
 
 
 def load(name, folder="datasets", samples=0, image_size=224, standardize=False):

@@ -81,7 +81,7 @@ def rates(first, count):
 
 GRIDS = {  # the constant rates, chosen to bracket the best
     "digits": rates(0.025, 4), "linear": rates(0.0125, 6), "mlp": rates(0.0025, 4), "resnet": rates(0.08, 3),
-    "mixer": rates(0.16, 3), "nanolm": rates(8e-4, 3), "vit": rates(3.2e-4, 3), "mnist": rates(0.025, 4),
+    "mixer": rates(0.16, 3), "nanolm": rates(8e-4, 3), "vit": rates(3.2e-4, 3), "mnist": rates(0.025, 5),
     "batches": rates(0.05, 4), "momentum": rates(0.0125, 4), "rmsprop": rates(5e-5, 4), "adam": rates(1e-3, 4),
     "cnn": rates(0.08, 4), "rnn": rates(0.64, 4),
 }  # fmt: skip
@@ -108,7 +108,7 @@ LINESEARCH, GREEDY, CDAT, FEEDBACK = dict(tuner="linesearch"), dict(tuner="greed
 WARM = dict(tuner="schedule", decay="constant", warmup=0.2)  # a constant rate, but for how it is entered
 SEARCHES = [dict(tuner="linesearch", slope=slope, slack=slack, grow=grow, shrink=shrink) for shrink in (0.8, 0.9)
             for grow in (4.0, np.inf) for slope, slack in ((1e-4, 0.0), (0.5, 0.0), (0.0, 0.0), (0.0, 1e-3))]  # fmt: skip
-SCHEDULES = [dict(tuner="schedule", lr=rates(0.4, 3), warmup=warmup, decay=decay)
+SCHEDULES = [dict(tuner="schedule", lr=rates(0.4, 4), warmup=warmup, decay=decay)
              for warmup in (0.05, 0.2) for decay in ("constant", "cosine")]  # fmt: skip
 POLYAK = [dict(tuner="polyak", lr_max=lr_max) for lr_max in (1.0, 100.0)]
 HYPER = [dict(tuner="hypergradient", lr=lr, hyper_rate=rate) for lr in (0.01, 0.05) for rate in (0.01, 0.1)]
@@ -507,10 +507,18 @@ def listing():
                     [[f"`{name}`", experiment.time, experiment.claim] for name, experiment in EXPERIMENTS.items()])  # fmt: skip
 
 
+def costs(tuner):
+    """From figures/cost.txt: the machine, the steps under one tuner in each family, and what a run costs beside its steps."""
+    machine, _, steps, facts = (FIGURES / "cost.txt").read_text().strip().split("\n\n")
+    lines = steps.splitlines()
+    lines = lines[:2] + [line for line in lines if f"| {tuner} |" in line]
+    return "\n".join([machine + ":", "", *lines, "", *(f"- {fact}" for fact in facts.splitlines())])
+
+
 def with_tables(text):
-    """The text with each table between <!-- table: NAME --> (or matrix, claims, list) and <!-- end --> as the results have it."""
+    """The text with each table between <!-- table: NAME --> (or matrix, claims, list, cost) and <!-- end --> as the results have it."""
     makers = {"table": lambda name: results.table(kinds(name)), "matrix": lambda name: results.matrix(kinds(name)),
-              "claims": lambda _: claims(), "list": lambda _: listing()}  # fmt: skip
+              "claims": lambda _: claims(), "list": lambda _: listing(), "cost": costs}  # fmt: skip
     fill = lambda match: f"{match[1]}\n{makers[match[2]](match[3])}\n<!-- end -->"
     return re.sub(r"(<!-- (\w+): (\w+) -->)\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 

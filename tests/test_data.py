@@ -212,6 +212,15 @@ def test_imagenette_labels_count_the_sorted_class_folders(tmp_path, name):
     assert x_test[3].tolist() == [[[62] * 3] * 2] * 2
 
 
+def test_imagenette_is_filed_by_class_but_its_test_images_take_turns(tmp_path):
+    write_imagenette(tmp_path)
+    for wnid in data.WNIDS[:2]:
+        write(tmp_path / "imagenette2-160/val" / wnid / "b.JPEG", picture(np.full((4, 4), 255)))
+    _, _, x_test, y_test, _ = data.imagenette(tmp_path, 2)
+    assert y_test.tolist() == [*range(10), 0, 1]
+    assert x_test[:, 0, 0, 0].tolist() == [20 * label + 2 for label in range(10)] + [255, 255]
+
+
 def test_an_image_is_cropped_to_its_centre_square_and_averaged(tmp_path):
     pixels = np.zeros((4, 10, 3))
     pixels[:, 3:5] = 100  # of columns 3 to 6, the centre, the left half
