@@ -58,37 +58,37 @@ class Config:
     data_dir: str = flag("datasets", "folder that holds the data sets, or is to", names_run=False)
     samples: int = flag(1024, "training samples, balanced over the classes; 0 = all", "[0, 1e9]")
     test_samples: int = flag(0, "test samples; 0 = all", "[0, 1e9]")
-    image_size: int = flag(224, "side of the square that is cropped", "[1, 4096]", of=("imagenette",))
+    image_size: int = flag(224, "side of the square that is cropped", "[1, 1024]", of=("imagenette",))
     standardize: bool = flag(False, "give each channel mean 0 and deviation 1", of=IMAGES)
     model: str = flag("mlp", "network", tuple(models.MODELS))
     preset: str = flag("", "a network of the paper, in its size", tuple(models.PRESETS))
     width: int = flag(0, "units, or channels of the first stage; 0 = the model's own", "[0, 65536]", of=(*LAYERED, "rnn"))
-    depth: int = flag(0, "layers or blocks (resnet: 10, 18, 34, 50); 0 = the model's own", "[0, 1000]", of=LAYERED)
+    depth: int = flag(0, "layers or blocks (resnet: 10, 18, 34, 50); 0 = the model's own", "[0, 100]", of=LAYERED)
     norm: str = flag("none", "normalisation", tuple(models.NORMS), of=("resnet",))
     stem: str = flag("small", "first layers: one convolution, or those of ImageNet", ("small", "imagenet"), of=("resnet",))
     patch: int = flag(0, "side of a patch; 0 = the model's own", "[0, 4096]", of=("mixer", "vit"))
     activation: str = flag("relu", "between the layers", ("relu", "tanh"), of=("mlp",))
     loss: str = flag("mse", "mse = half the squared error, ce = cross-entropy", ("mse", "ce"))
-    weight_decay: float = flag(1e-5, "c in the term c/2 |w|^2 of the loss", "[0, inf)")
-    seed: int = flag(0, "seed of the parameters and of the mini-batches", "[0, 4294967295]")
+    weight_decay: float = flag(1e-5, "c in the term c/2 |w|^2 of the loss", "[0, 1e30]")
+    seed: int = flag(0, "seed of the parameters and of the mini-batches", "[0, 2147483647]")
     # how
     optimizer: str = flag("gd", "what gives the direction", tuple(gd.OPTIMIZERS))
     momentum: float = flag(0.9, "decay of its average", "[0, 1)", of=("momentum",))
     beta1: float = flag(0.9, "decay of the average of g", "[0, 1)", of=("adam",))
     beta2: float = flag(0.999, "decay of the average of g^2", "[0, 1)", of=("rmsprop", "adam"))
-    eps: float = flag(1e-8, "what keeps the division finite", "[0, inf)", of=("rmsprop", "adam"))
+    eps: float = flag(1e-8, "what keeps the division finite", "[1e-30, 1e30]", of=("rmsprop", "adam"))
     tuner: str = flag("cdat", "what sets the learning rate", tuple(tuners.TUNERS))
-    lr: float = flag(0.1, "learning rate", "(0, inf)", of=("constant", "schedule", "hypergradient"))
-    sigma: float = flag(2.0, "scaling factor; for cdat 1 = greedy, 2 = on edge", "(0, inf)", of=("cdat", "exact"))
+    lr: float = flag(0.1, "learning rate", "(0, 1e30]", of=("constant", "schedule", "hypergradient"))
+    sigma: float = flag(2.0, "scaling factor; for cdat 1 = greedy, 2 = on edge", "(0, 1e30]", of=("cdat", "exact"))
     beta: float = flag(0.0, "decay of its moving averages", "[0, 1)", of=("cdat", "feedback"))
-    sigma_high: float = flag(2.5, "scaling factor while the loss behaves", "[1, inf)", of=("feedback",))
-    tolerance: float = flag(0.05, "relative rise of the loss that resets it", "[0, inf)", of=("feedback",))
+    sigma_high: float = flag(2.5, "scaling factor while the loss behaves", "[1, 1e30]", of=("feedback",))
+    tolerance: float = flag(0.05, "relative rise of the loss that resets it", "[0, 1e30]", of=("feedback",))
     average: float = flag(0.9, "decay of the loss's moving average", "[0, 1)", of=("feedback",))
     slope: float = flag(1e-4, "share of the predicted decrease", "[0, 1)", of=("linesearch",))
-    slack: float = flag(0.0, "relative increase that is accepted", "[0, inf)", of=("linesearch",))
+    slack: float = flag(0.0, "relative increase that is accepted", "[0, 1e30]", of=("linesearch",))
     shrink: float = flag(0.8, "factor after a failed trial", "(0, 1)", of=("linesearch",))
-    grow: float = flag(4.0, "factor on the last rate; inf = start from --lr-max", "(1, inf]", of=("linesearch",))
-    lr_max: float = flag(1.0, "largest learning rate", "(0, inf)", of=("linesearch", "polyak"))
+    grow: float = flag(4.0, "factor on the last rate; inf = start from --lr-max", "(1, 1e30] or inf", of=("linesearch",))
+    lr_max: float = flag(1.0, "largest learning rate", "(0, 1e30]", of=("linesearch", "polyak"))
     warmup: float = flag(0.1, "fraction of the steps that warm up", "[0, 1)", of=("schedule",))
     decay: str = flag("cosine", "after the warm-up", ("constant", "linear", "cosine"), of=("schedule",))
     hyper_rate: float = flag(0.1, "learning rate of the learning rate", "[0, 1]", of=("hypergradient",))
@@ -135,12 +135,8 @@ def fail(message, program="train.py"):
 
 def parser():
     """The command line, made from the fields of Config. Only flags that were given end up in its result."""
-    parser = argparse.ArgumentParser(
-        usage="python train.py [--flag value ...]",
-        description="Train a network with a learning rate tuner, and watch the sharpness.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
+    parser = argparse.ArgumentParser(usage="python train.py [--flag value ...]", description=__doc__.splitlines()[0],
+                                     allow_abbrev=False, argument_default=argparse.SUPPRESS)  # fmt: skip
     for name, field in FIELDS.items():
         kind, about = type(field.default), field.metadata
         text = ", ".join(about["of"]) + ": " * bool(about["of"]) + about["help"]
@@ -194,10 +190,13 @@ def check(config):
         if isinstance(allowed, tuple) and value not in (*allowed, field.default):
             raise ValueError(f"{dashed(name)} is {value!r}; it must be one of {', '.join(allowed)}")
         if isinstance(allowed, str):
-            low, high = map(float, allowed[1:-1].split(","))
-            ends = {low: allowed[0] == "[", high: allowed[-1] == "]"}  # whether they belong to it
-            if not (low < value < high or ends.get(value)):
+            interval, _, more = allowed.partition(" or ")
+            low, high = map(float, interval[1:-1].split(","))
+            ends = {low: interval[0] == "[", high: interval[-1] == "]"}  # whether they belong to it
+            if not (low < value < high or ends.get(value) or str(value) == more):
                 raise ValueError(f"{dashed(name)} is {value}; it must be in {allowed}")
+    if 0 < config.samples < config.batch_size:
+        raise ValueError(f"--batch-size is {config.batch_size}; there are {config.samples} training samples")
 
 
 def name_of(config):
@@ -210,7 +209,7 @@ def name_of(config):
     for name, field in FIELDS.items():
         value = getattr(config, name)
         if field.metadata["names_run"] and name not in (*PARTS, "preset") and value != field.default:
-            words.append(name if value is True else f"{name}{value:.10g}" if type(value) is float else f"{name}{value}")
+            words.append(name if value is True else f"{name}{value}".removesuffix(".0"))
     return "-".join(words)
 
 
@@ -224,8 +223,7 @@ def mse(logits, y):
 
 def ce(logits, y):
     """−log softmax(z)[y], averaged over samples (and characters)."""
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], -1)
-    return -jnp.mean(picked)
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], -1))
 
 
 LOSSES = {"mse": mse, "ce": ce}
@@ -253,11 +251,8 @@ def arguments(config, part):
     values = {named.get(name, name): getattr(config, name) for name, field in FIELDS.items() if chosen in field.metadata["of"]}
     if part == "model":
         return {name: value for name, value in values.items() if value}  # 0 = the model's own
-    if chosen == "schedule":
-        values["steps"] = config.steps
-    if chosen == "linesearch":
-        values["max_trials"] = 30 if config.batch_size else 1000
-    return values
+    more = {"schedule": {"steps": config.steps}, "linesearch": {"max_trials": 30 if config.batch_size else 1000}}
+    return values | more.get(chosen, {})
 
 
 def numbers_of(config):
@@ -274,6 +269,11 @@ def functions(model, options, shape, classes, loss, optimizer, tuner, decay, chu
     the batch of a step among them (None: all), numbers what `numbers_of` returns.
     """
     network = models.MODELS[model](shape, classes, **dict(options))
+    size = math.inf
+    with contextlib.suppress(OverflowError):  # which says that it has more than 64 bits
+        size = models.count(network)
+    if size > 2**31:
+        raise ValueError(f"{model}: {size:.1g} parameters are too many; give a smaller --width or --depth")
     words = {"decay": decay} if tuner == "schedule" else {}
     optimizer_of = lambda numbers: gd.OPTIMIZERS[optimizer](**numbers["optimizer"])
     tuner_of = lambda numbers: tuners.TUNERS[tuner](**numbers["tuner"], **words)
@@ -333,13 +333,18 @@ def finished(config):
     there = {name: field.default for name, field in FIELDS.items()} | plots.read_settings(folder)
     matter = [name for name, field in FIELDS.items() if field.metadata["names_run"] or name == "steps"]
     differ = [name for name in matter if there[name] != getattr(config, name)]
-    longer = differ == ["steps"] and there["steps"] < config.steps and config.tuner != "schedule"
+    longer = differ == ["steps"] and type(there["steps"]) is int and there["steps"] < config.steps and config.tuner != "schedule"
     if differ and not (longer and config.resume):
         values = ", ".join(f"{dashed(name)} {there[name]}" for name in differ)
         raise ValueError(f"{folder}: holds a run with {values}; give --overwrite to replace it, or another --out")
     over = there.get("status") in ("done", "diverged") and not longer
     if not over and not config.resume:
         raise ValueError(f"{folder}: holds an unfinished run; give --resume to go on, or --overwrite")
+    if over:
+        losses = plots.read_metrics(file := folder / "metrics.csv").get("loss", [])
+        ended = len(losses) == config.steps if there["status"] == "done" else not np.isfinite(losses[-1:]).all()
+        if not ended or not file.read_bytes().endswith(b"\n"):
+            raise ValueError(f"{file}: broken, it lacks rows of a run that has ended; give --overwrite to start again")
     return over
 
 
@@ -471,8 +476,7 @@ def prepare(config):
         if config.no_sharpness:
             return found, v
         some = jax.tree.map(lambda a: a[: config.sharpness_samples or None], samples)
-        product = lambda v: hessian(w, scale, v, some, numbers["weight_decay"])
-        top = sharpness.power_iteration(product, v, config.sharpness_tol)
+        top = sharpness.power_iteration(lambda v: hessian(w, scale, v, some, numbers["weight_decay"]), v, config.sharpness_tol)
         found |= {"sharpness": np.asarray(top.value, gain.dtype), "alignment": align(carry.u, scale, top.vector)}
         return found, top.vector
 
@@ -518,8 +522,7 @@ def train(config, report=lambda rows: None):
                 continue
             waiting = jax.device_get(waiting)  # here alone the loop waits for the device
             finite = [np.isfinite(row["loss"]) for row in waiting]
-            rows = waiting[: (*finite, False).index(False) + 1]  # a diverged run ends with the row that shows it
-            waiting = []
+            rows, waiting = waiting[: (*finite, False).index(False) + 1], []  # a diverged run ends with the row that shows it
             append(into, rows)
             report(rows)
             if not all(finite):
@@ -544,14 +547,14 @@ def progress(config):
         last, done = rows[-1], rows[-1]["step"] + 1
         first = first or (time.time(), done)  # the first interval compiles: no pace to judge by
         left = (time.time() - first[0]) / max(done - first[1], 1) * (config.steps - done)
+        left = f", {left:.0f} s left" if left < 9999 else f", {left / 3600:.0f} h left"
         for row in rows:
-            product = row["learning_rate"] * row["sharpness"] if "sharpness" in row else product
-        text = (f"{done:6d}/{config.steps}  loss {last['loss']:<9.4g} rate {last['learning_rate']:<9.4g} "
-                f"rate × sharpness {product:.3g}" + f", {left:.0f} s left" * (done > first[1]))  # fmt: skip
+            product = float(row["learning_rate"]) * float(row["sharpness"]) if "sharpness" in row else product
+        text = (f"{done:6d}/{config.steps} loss {last['loss']:<9.4g} rate {last['learning_rate']:<8.3g} "
+                f"product {product:.3g}" + left * (done > first[1]))  # fmt: skip
         if sys.stdout.isatty():
-            bar = "█" * (6 * done // config.steps)
             over = done == config.steps or not np.isfinite(last["loss"])
-            print(f"\r{bar:░<6}{text}"[:80].ljust(80), end="\n" if over else "", flush=True)
+            print(f"\r{'█' * (5 * done // config.steps):░<5}{text}"[:80].ljust(80), end="\n" if over else "", flush=True)
         elif 10 * done // config.steps > tenths:
             tenths = 10 * done // config.steps
             print(text, flush=True)
@@ -564,6 +567,7 @@ def last_measured(values):
     return next((value for value in values[::-1] if np.isfinite(value)), math.nan)
 
 
+@np.errstate(all="ignore")  # the rate of a diverged run may be infinite
 def table(runs):
     """The results of runs, (config, history) pairs: a line a run, the best one marked, then warnings."""
     names = plots.labels([config for config, _ in runs])
@@ -627,8 +631,8 @@ def run(configs):
     first = configs[0]  # in what is not of one run alone they are all alike
     if "device_count" in os.environ.get("XLA_FLAGS", ""):  # CPU devices wait for each other in one pool of threads,
         os.environ.setdefault("NPROC", "64")  # as many as there are cores: too few, and they wait for ever
-    if not first.no_cache:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "stepping-on-the-edge")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stepping-on-the-edge")
+    if not first.no_cache and cache.is_absolute():  # it is not where a user has no home
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if first.distributed:
@@ -648,11 +652,15 @@ def main(argv=None):
         configs = configurations(vars(parser().parse_args(words)))
         try:
             run(configs)
+            sys.stdout.flush()
         except KeyboardInterrupt:
             print()
             show(configs)
-            print(f"interrupted; go on with: python train.py {shlex.join(words)}{' --resume' * (not configs[0].resume)}")
+            kept = [word for word in words if word not in ("--resume", "--overwrite")]
+            print(f"interrupted; go on with: python train.py {shlex.join(kept)} --resume")
             sys.exit(130)
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        os._exit(1)
     except (ValueError, OSError) as error:
         fail(error)
     except jax.errors.JaxRuntimeError as error:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -52,37 +53,33 @@ def command(out, *flags):
     return [sys.executable, str(ROOT / "train.py"), *TINY, "--steps", "400", "--log-every", "20", "--out", out, *flags]
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Commands that share their compiled programs, so that the second starts sooner."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
-    return os.environ | cache
-
-
 def rows(folder):
     return sum(file.read_bytes().count(b"\n") for file in Path(folder).glob("*/metrics.csv"))
 
 
-def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path, environment):
-    """One run is killed KILLS times at moments spread over its rows, then left to end."""
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path):
+    """One run is killed KILLS times, then left to end: at start-up, while it compiles, and at any time between two logs."""
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "True", "XDG_CACHE_HOME": str(tmp_path)}  # as users have it
     subprocess.run(command(whole), env=environment, check=True, capture_output=True)
-    moments = np.linspace(2, 380, KILLS).astype(int)
-    for moment in moments:
+    draw = random.Random(0)
+    for row in [0, 1, *sorted(draw.choices(range(2, 380), k=KILLS))][:KILLS]:
+        longest = 2.0 if row <= rows(killed) else 0.01  # seconds, of start-up and of an interval between two logs
         process = subprocess.Popen(command(killed, "--resume"), env=environment, stdout=subprocess.DEVNULL)
-        while process.poll() is None and rows(killed) < moment:
+        while process.poll() is None and rows(killed) < row:
             time.sleep(0.001)
+        time.sleep(draw.uniform(0, longest))
         process.kill()
         process.wait()
     subprocess.run(command(killed, "--resume"), env=environment, check=True, capture_output=True)
     same_run(whole, killed)
 
 
-def test_ctrl_c_saves_shows_the_table_and_says_how_to_go_on(tmp_path, environment):
-    process = subprocess.Popen(command(str(tmp_path / "a"), "--steps", "100000"), env=environment, text=True,
+def test_ctrl_c_saves_shows_the_table_and_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen(command(str(tmp_path / "a"), "--steps", "100000"), text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     while rows(tmp_path / "a") < 50:
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -94,16 +91,38 @@ def test_ctrl_c_saves_shows_the_table_and_says_how_to_go_on(tmp_path, environmen
         assert saved["step"] == rows(tmp_path / "a") - 1  # every row that was logged is behind the checkpoint
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_ctrl_c_beside_a_broken_run_is_one_line(tmp_path, capsys, monkeypatch):
     flags = [*TINY, "--steps", "3", "--out", str(tmp_path)]
     train.main(flags)
     (one(tmp_path) / "metrics.csv").write_text("step,loss\n0\n")
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
+    settings = one(tmp_path) / "config.json"
+    settings.write_text(settings.read_text().replace('"done"', '"running"'))
     monkeypatch.setattr(train, "train", interrupt)
-    assert "metrics.csv: broken" in refused(capsys, *flags)
+    assert "metrics.csv: broken" in refused(capsys, *flags, "--resume")
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"], ["--overwrite"]])
+def test_the_command_that_ctrl_c_prints_is_accepted_and_goes_on_with_the_same_run(tmp_path, capsys, monkeypatch, more):
+    flags = [*TINY, "--out", str(tmp_path / "a b"), "--tuner", "greedy"]
+    monkeypatch.setattr(train, "train", interrupt)
+    with pytest.raises(SystemExit) as end:
+        train.main([*flags, *more])
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("train.py ")[2])
+    (config,) = train.configurations(vars(train.parser().parse_args(words)))
+    (plain,) = train.configurations(vars(train.parser().parse_args(flags)))
+    assert end.value.code == 130 and config.resume and train.folder_of(config) == train.folder_of(plain)
+
+
+def test_a_reader_that_reads_no_further_ends_the_command_without_a_word(tmp_path):
+    process = subprocess.Popen(command(str(tmp_path), "--log-every", "1"), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.readline().startswith("[1/1]")
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
 
 
 def test_more_steps_on_resume_are_what_one_long_run_gives(tmp_path, capsys):
@@ -180,12 +199,29 @@ def test_a_checkpoint_of_another_precision_is_refused(tmp_path, capsys):
     assert "checkpoint.npz: of another network or precision" in refused(capsys, *flags, "8", "--resume")
 
 
-def test_a_cut_metrics_file_of_a_finished_run_is_one_line(tmp_path, capsys):
-    flags = [*TINY, "--out", str(tmp_path), "--steps", "6"]
+@pytest.mark.parametrize("status, lr", [("done", "0.1"), ("diverged", "1e9")])
+def test_a_cut_metrics_file_of_a_finished_run_is_one_line_wherever_it_was_cut(tmp_path, capsys, status, lr):
+    flags = [*TINY, "--out", str(tmp_path), "--steps", "40", "--tuner", "constant", "--lr", lr]
     train.main(flags)
+    assert f'"{status}"' in (one(tmp_path) / "config.json").read_text()
     file = one(tmp_path) / "metrics.csv"
-    file.write_bytes(file.read_bytes()[:-100])
-    assert "metrics.csv" in refused(capsys, *flags)
+    whole = file.read_bytes()
+    header, *others = whole.splitlines(keepends=True)
+    for cut in whole[:-100], whole[:-1], b"".join([header, *others[:-1]]), header, header[:-20], b"":
+        file.write_bytes(cut)
+        message = refused(capsys, *flags)
+        assert "metrics.csv: broken" in message, cut
+    file.write_bytes(whole)
+    train.main(flags)
+
+
+def test_text_in_place_of_the_steps_is_one_line(tmp_path, capsys):
+    flags = [*TINY, "--out", str(tmp_path), "--steps"]
+    train.main([*flags, "3"])
+    settings = one(tmp_path) / "config.json"
+    settings.write_text(settings.read_text().replace('"steps": 3', '"steps": "three"'))
+    for more in ["3"], ["6", "--resume"]:
+        assert "--steps three" in refused(capsys, *flags, *more)
 
 
 class FullDisk:
@@ -233,6 +269,8 @@ def test_no_space_left_loses_no_row_that_was_logged_and_says_so(tmp_path, capsys
 
 # ------------------------------------------------------------------------------------------------------ bad input
 
+HUGE = {"cdat": ["sigma", "weight-decay"], "constant": ["lr"], "linesearch": ["slack", "grow", "lr-max"],
+        "feedback": ["sigma-high", "tolerance"]}  # fmt: skip
 BAD = [  # (flags, what the line must name)
     *[([f"--{name}", value], f"--{name}") for name in ("samples", "seed", "batch-size", "chunk-size", "steps", "log-every",
       "sharpness-every", "sharpness-samples", "width", "depth") for value in ("-1", "x", "1.5", "nan", "99999999999999")],
@@ -242,6 +280,27 @@ BAD = [  # (flags, what the line must name)
       ("shrink", "1"), ("shrink", "0"), ("grow", "1"), ("grow", "nan"), ("lr-max", "0"), ("lr-max", "inf"))],
     *[(["--tuner", "schedule", f"--{name}", value], f"--{name}") for name, value in (("warmup", "1"), ("decay", "x"))],
     *[(["--optimizer", "adam", f"--{name}", "1"], f"--{name}") for name in ("beta1", "beta2")],
+    *[(["--optimizer", name, "--eps", value], "--eps") for name in ("adam", "rmsprop") for value in ("0", "-1", "1e300")],
+    *[(["--optimizer", "momentum", "--momentum", value], "--momentum") for value in ("1", "-0.1", "nan")],
+    *[(["--tuner", "hypergradient", "--hyper-rate", value], "--hyper-rate") for value in ("1.1", "-1", "nan")],
+    *[(["--tuner", "feedback", f"--{name}", value], f"--{name}") for name, value in (("sigma-high", "0.9"),
+      ("sigma-high", "inf"), ("tolerance", "-1"), ("tolerance", "nan"), ("average", "1"), ("average", "-0.1"))],
+    *[(["--tuner", tuner, f"--{name}", "1e300"], f"--{name}") for tuner, names in HUGE.items() for name in names],
+    *[(["--dataset", "imagenette", "--image-size", value], "--image-size") for value in ("0", "1025", "x")],
+    *[(["--model", "vit", "--patch", value], "patch") for value in ("-1", "3", "4097", "x")],
+    *[(["--test-samples", value], "--test-samples") for value in ("-1", "x", "1.5")],
+    *[([f"--{name}", value], f"--{name}") for name, value in (("coordinator", "host:1"), ("processes", "2"), ("process", "1"))],
+    (["--model", "resnet", "--stem", "large"], "--stem"),
+    (["--stem", "small"], "--stem"),
+    (["--patch", "4"], "--patch"),
+    (["--resume", "--overwrite"], "--resume contradicts --overwrite"),
+    (["--seed", "2147483648"], "--seed"),
+    (["--model", "cnn", "--depth", "101"], "--depth"),
+    (["--model", "cnn", "--depth", "100"], "--depth"),
+    (["--width", "65536", "--depth", "100"], "--depth"),
+    (["--batch-size", "16", "2000"], "--batch-size is 2000"),
+    (["--tuner", "constant", "--lr", "0.1", "0"], "--lr"),
+    (["--seed", "0", "-1"], "--seed"),
     *[([f"--{name}", "x"], f"--{name}") for name in ("dataset", "model", "preset", "loss", "optimizer", "tuner", "norm",
       "activation", "precision")],
     (["--eps", "1e-8"], "--eps"),
@@ -283,6 +342,13 @@ def test_at_least_eighty_bad_inputs_are_tried():
 def test_bad_input_is_one_line_that_names_the_culprit(capsys, tmp_path, flags, culprit):
     out = [] if "--out" in flags else ["--out", str(tmp_path / "runs")]
     assert culprit in refused(capsys, *out, *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_data_file_is_one_line_that_names_it(capsys, tmp_path):
+    (tmp_path / "digits.csv.gz").write_bytes(b"no digits")
+    message = refused(capsys, "--data-dir", str(tmp_path), "--out", str(tmp_path / "runs"))
+    assert str(tmp_path / "digits.csv.gz") in message and "broken" in message
     assert not (tmp_path / "runs").exists()
 
 

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -50,6 +51,13 @@ def test_each_run_of_a_product_has_a_folder_of_its_own():
     configs = train.configurations({"tuner": list(train.tuners.TUNERS), "lr": [0.1, 0.2], "sigma": [1.0, 2.0],
                                     "seed": [0, 1], "optimizer": ["gd", "adam"], "batch_size": [0, 32]})  # fmt: skip
     assert len({train.name_of(config) for config in configs}) == len(configs) == 2 * 2 * 2 * (2 * 3 + 2 * 2 + 4)
+
+
+def test_neither_two_values_nor_a_value_and_its_rounding_share_a_folder_and_names_are_short():
+    name = lambda lr: train.name_of(train.Config(tuner="constant", lr=lr)).removeprefix("digits-mlp-gd-constant-")
+    assert name(0.2) != name(0.20000000001) and name(0.3) != name(0.1 + 0.2)
+    assert [name(lr) for lr in (0.05, 0.02, 1e-5, 3.2e-4, 2.0, 100.0, 1e9)] == [
+        "lr0.05", "lr0.02", "lr1e-05", "lr0.00032", "lr2", "lr100", "lr1000000000"]  # fmt: skip
 
 
 def another(field):
@@ -137,6 +145,52 @@ def test_the_log_says_how_many_samples_the_remainder_batch_drops(run):
     assert "drop 14 of 64" in run("--batch-size", 25, "--steps", 2)
 
 
+def test_the_largest_seed_gives_parameters_and_batches(run):
+    run("--seed", 2147483647, "--batch-size", 16, "--steps", 1)
+
+
+def test_a_linesearch_tries_30_rates_on_mini_batches_and_1000_on_the_full_batch():
+    for size, trials in (16, 30), (0, 1000):
+        config = train.Config(tuner="linesearch", batch_size=size)
+        assert train.numbers_of(config)["tuner"]["max_trials"] == trials
+
+
+def test_matrix_products_have_the_precision_of_the_flag_during_a_run_alone(tmp_path):
+    seen = []
+    for precision in "float32", "tensorfloat32", "bfloat16":
+        config = train.Config(samples=64, model="linear", steps=1, precision=precision, out=str(tmp_path))
+        train.train(config, lambda rows: seen.append(jax.config.jax_default_matmul_precision))
+    assert seen == ["float32", "tensorfloat32", "bfloat16"] and jax.config.jax_default_matmul_precision is None
+
+
+# ------------------------------------------------------------------------------------------------------- chunks
+
+
+@pytest.mark.parametrize("name", ["step", "look", "hessian", "test"])
+def test_in_chunks_nothing_holds_the_activations_of_all_samples(name):
+    config = train.Config()
+    shape = jax.ShapeDtypeStruct((48, 8, 8, 1), "float32"), jax.ShapeDtypeStruct((48,), "int32")
+    numbers = train.numbers_of(config)
+    for size in 0, 16:
+        names = "init", "step", "look", "hessian", "align", "test"
+        compiled = dict(zip(names, train.functions("mlp", (("width", 7), ("depth", 1)), (8, 8, 1), 10, "mse", "gd", "cdat",
+                                                   config.decay, size)))  # fmt: skip
+        carry = jax.eval_shape(compiled["init"], 0, numbers)
+        arguments = {"step": (carry, shape, None, numbers), "look": (carry.w, carry, shape, None, numbers),
+                     "hessian": (carry.w, None, carry.w, shape, 0.1), "test": (carry.w, shape)}  # fmt: skip
+        program = str(jax.make_jaxpr(compiled[name])(*arguments[name]))
+        assert ("f32[48,7]" in program) == (size == 0) and ("f32[16,7]" in program) == (size == 16)
+
+
+def test_chunks_leave_all_columns_as_they_are(tmp_path):
+    config = train.Config(samples=64, width=8, depth=1, steps=12, sharpness_every=5, out=str(tmp_path))
+    with jax.enable_x64(True):
+        whole, chunked = (train.train(dataclasses.replace(config, chunk_size=size)) for size in (0, 24))
+    for column in whole:
+        rtol = 1e-6 if column == "test_accuracy" else 1e-9  # the one that is a mean in float32
+        np.testing.assert_allclose(chunked[column], whole[column], rtol, 1e-12, err_msg=column)
+
+
 # ------------------------------------------------------------------------------------------------- a run on disk
 
 
@@ -216,7 +270,40 @@ def test_a_sweep_over_numbers_traces_the_step_once(run, monkeypatch):
     assert len(traced) == 1 and len(list(run.folder.iterdir())) == 8
 
 
+def test_a_user_without_a_home_trains_without_a_cache(run, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("a cache was set up"))
+    run("--steps", 1)
+
+
 # --------------------------------------------------------------------------------------------- what a person sees
+
+
+def test_the_line_on_a_terminal_renews_itself_within_eighty_columns_up_to_a_million_slow_steps(capsys, monkeypatch):
+    small = {"loss": np.float32(1.2345e-5), "learning_rate": np.float32(1.2345e-5), "sharpness": np.float32(-1.0e-3)}
+    seconds = iter([0, 0, 15, 59880, 1e7, 1e7])
+    monkeypatch.setattr(train.time, "time", lambda: next(seconds))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    report = train.progress(train.Config(steps=1_000_000))
+    for done in 1, 500_001, 500_001, 500_001, 1_000_000:
+        report([{"step": done - 1, **small}])
+    first, soon, late, later, last = lines = capsys.readouterr().out.split("\r")[1:]
+    assert {len(line.rstrip("\n")) for line in lines} == {79} and [line[-1] == "\n" for line in lines] == [*4 * [False], True]
+    assert first.strip() == "░░░░░     1/1000000 loss 1.234e-05 rate 1.23e-05 product -1.23e-08"
+    assert soon.startswith("██░░░500001/1000000") and last.startswith("█████1000000/1000000")
+    times = [line.split(", ")[1].strip() for line in (soon, late, later, last)]
+    assert times == ["15 s left", "17 h left", "2778 h left", "0 s left"]
+
+
+def test_huge_numbers_are_told_without_a_warning(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        text = run("--tuner", "constant", "--lr", 1e30, "--weight-decay", 1e30, "--sharpness-every", 1, "--steps", 3)
+        assert "diverged" in text and "1e+60" in text
+        config, history = train.plots.load_run(next(run.folder.iterdir()))
+        history["learning_rate"][-1], history["sharpness"][-1] = np.inf, 0
+        train.table([(config, history)])
 
 
 def test_the_table_marks_the_best_run_and_warns_of_a_best_value_on_the_border(run):
@@ -282,6 +369,75 @@ def test_logged_sharpness_is_the_dense_one_of_the_preconditioned_hessian(optimiz
         dense = np.asarray(jax.jit(jax.hessian(lambda v: loss(unravel(v), None)))(flat))
         top = np.linalg.eigvalsh(dense / np.sqrt(p)[:, None] / np.sqrt(p)[None])[-1]
         assert history["sharpness"][30] == pytest.approx(top, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["gd", "adam"])
+def test_what_is_measured_at_a_step_is_what_numpy_finds_there(optimizer, tmp_path):
+    """Sharpness of all samples, all else of the batch, both at w before the step, in a network of one hidden unit."""
+    config = train.Config(samples=32, test_samples=50, width=1, depth=1, activation="tanh", optimizer=optimizer, batch_size=16,
+                          weight_decay=0.01, sigma=1.0, beta=0.9, steps=10, log_every=1, sharpness_every=4,
+                          sharpness_tol=1e-9, out=str(tmp_path))  # fmt: skip
+    flat = lambda leaves: np.concatenate([leaf.ravel() for leaf in leaves])
+    before = {}  # by step, the state from which it starts
+
+    def keep(rows):  # the checkpoint on disk is still the one before this step
+        if rows[0]["step"]:
+            with np.load(train.folder_of(config) / "checkpoint.npz") as saved:
+                before[int(saved["step"])] = [saved[f"leaf{k}"] for k in range(len(saved.files) - 1)]
+
+    def network(w, x):
+        return jax.numpy.tanh(x.reshape(-1, 64) @ w[1:65] + w[0])[:, None] * w[75:] + w[65:75]
+
+    def f(w, x, y):
+        return ((network(w, x) - jax.numpy.eye(10)[y]) ** 2).sum(1).mean() / 2 + 0.01 / 2 * w @ w
+
+    with jax.enable_x64(True):
+        history = train.train(config, keep)
+        x, y, x_test, y_test, _ = train.data.load("digits", samples=32)
+        derive = jax.jit(lambda w, x, y: (jax.grad(f)(w, x, y), jax.hessian(f)(w, x, y)))
+        everywhere = lambda w: sum(np.asarray(derive(w, x[half], y[half])[1]) for half in (range(16), range(16, 32))) / 2
+        for t in 4, 8:
+            w, rows = flat(before[t][:4]), train.rows_of(config, t, 32)
+            g, h = map(np.asarray, derive(w, x[rows], y[rows]))
+            u, p = -g, np.ones(85)
+            if optimizer == "adam":
+                m, nu = 0.9 * flat(before[t][4:8]) + 0.1 * g, 0.999 * flat(before[t][8:12]) + 0.001 * g**2
+                p = np.sqrt(nu / (1 - 0.999 ** (t + 1))) + 1e-8
+                u = -m / (1 - 0.9 ** (t + 1)) / p
+            scaled = lambda h: np.linalg.eigh(h / np.sqrt(p)[:, None] / np.sqrt(p))
+            values, vectors = scaled(everywhere(w))
+            eta = -g @ u / abs(u @ h @ u)
+            few, labels = x_test[:50], y_test[:50]
+            expected = {
+                "loss": f(w, x[rows], y[rows]),
+                "sharpness": values[-1],
+                "alignment": abs(vectors[:, -1] @ (np.sqrt(p) * u)) / np.linalg.norm(np.sqrt(p) * u),
+                "test_loss": f(w, few, labels) - 0.01 / 2 * w @ w,
+                "test_accuracy": np.mean(np.argmax(network(w, few), 1) == labels),
+                "greedy_gain": f(w + 2 * eta * u, x[rows], y[rows]) - f(w + eta * u, x[rows], y[rows]),
+            }
+            assert {name: history[name][t] for name in expected} == pytest.approx(jax.tree.map(float, expected), rel=1e-6)
+            for other in h, everywhere(flat(before[t + 1][:4])):  # of the batch, or after the step: other numbers
+                assert abs(scaled(other)[0][-1] / values[-1] - 1) > 0.001
+
+
+@pytest.mark.parametrize("samples, standardize", [(0, False), (16, False), (16, True)])
+def test_the_sharpness_of_a_linear_model_is_that_of_the_samples_asked_for_standardized_or_not(tmp_path, samples, standardize):
+    config = train.Config(model="linear", samples=64, steps=1, sharpness_samples=samples, standardize=standardize,
+                          sharpness_tol=1e-6, weight_decay=0.1, out=str(tmp_path))  # fmt: skip
+    with jax.enable_x64(True):
+        history = train.train(config)
+    x = train.data.load("digits", samples=64).x.reshape(64, 64).astype(float)
+    x = np.column_stack([(x - x.mean()) / x.std() if standardize else x, np.ones(64)])[: samples or 64]
+    assert history["sharpness"][0] == pytest.approx(np.linalg.eigvalsh(x.T @ x / len(x))[-1] + 0.1, rel=1e-6)
+
+
+def test_alignment_is_the_same_for_u_and_its_opposite_and_sees_the_preconditioner():
+    u, scale, v = np.random.default_rng(0).normal(size=(3, 5))
+    cos = abs(u / scale @ v) / np.linalg.norm(u / scale)
+    with jax.enable_x64(True):
+        for sign in 1, -1:
+            assert float(train.alignment(sign * u, scale, v)) == pytest.approx(cos, rel=1e-12)
 
 
 def test_settings_survive_the_way_through_config_json(run):
@@ -360,10 +516,16 @@ def test_two_processes_take_the_steps_of_one_and_the_first_alone_writes(one_devi
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = [sys.executable, train.__file__, *CDAT, "--distributed", "--coordinator", address, "--processes", "2"]
-    both = [subprocess.Popen([*flags, "--process", str(k), "--out", str(tmp_path / "runs")], text=True,
-                             env=os.environ | {"JAX_ENABLE_X64": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            for k in range(2)]  # fmt: skip
+    flags = ["--distributed", "--coordinator", address, "--processes", "2", "--process"]
+    code = f"""
+import sys, jax, train
+with jax.enable_x64(True): train.main({[*CDAT, "--out", str(tmp_path / "True"), *flags]} + sys.argv[1:])
+train.main({[*CONSTANT, "--out", str(tmp_path / "False")]})
+"""
+    path = {"PYTHONPATH": os.path.dirname(train.__file__)}
+    both = [subprocess.Popen([sys.executable, "-c", code, str(k)], text=True, env=os.environ | path,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for k in range(2)]  # fmt: skip
     first, second = (process.communicate()[0] for process in both)
     assert "over 2 of 2 devices" in first and "CDAT" in first and "CDAT" not in second, (first, second)
-    assert_same(one_device / "True", tmp_path / "runs", rel=1e-6)
+    assert_same(one_device / "True", tmp_path / "True", rel=1e-6)
+    assert_same(one_device / "False", tmp_path / "False", rel=1e-4)
