@@ -295,7 +295,8 @@ def heat(x, y, split):
         figure, axes = plt.subplots(1, len(parts), squeeze=False, layout="constrained", figsize=(4.6 * len(parts), 3.2))
         for axis, part in zip(axes[0], parts):
             cells = {(config[y], config[x]): losses[config["run"]] for config, _ in runs if config[split] == part}
-            xs, ys = (sorted({key[k] for key in cells}, key=lambda value: value or np.inf) for k in (1, 0))  # 0 = all
+            last = lambda value: (value == 0 and y == "batch_size", value)  # the full batch is the largest
+            xs, ys = sorted({key[1] for key in cells}), sorted({key[0] for key in cells}, key=last)
             table = np.array([[cells.get((b, a), np.inf) for a in xs] for b in ys])
             table[table >= start] = np.nan
             image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=np.log10(min(losses.values())),
@@ -306,7 +307,7 @@ def heat(x, y, split):
                 for column in np.flatnonzero(np.isnan(values)):
                     axis.text(column, row, "×", ha="center", va="center", fontsize=12)
             axis.set_xticks(range(len(xs)), [f"{value:g}" for value in xs])
-            axis.set_yticks(range(len(ys)), [f"{value:g}" if value else "all" for value in ys])
+            axis.set_yticks(range(len(ys)), ["all" if last(value)[0] else f"{value:g}" for value in ys])
             axis.set(xlabel=NAMES.get(x, x), ylabel=NAMES.get(y, y))
             axis.set_title(f"{NAMES.get(split, split)} = {part:g}", fontsize=10)
         figure.colorbar(image, ax=axes[0].tolist(), label="log₁₀ final training loss")
@@ -358,14 +359,16 @@ def curves(*models):
     def draw(_, file):
         figure, axes = plt.subplots(4, len(models), squeeze=False, sharex="col", figsize=(4.4 * len(models), 6.6),
                                     layout="constrained")  # fmt: skip
+        names = list(dict.fromkeys(label for _, paths in models for label in paths))
+        colors = dict(zip(names, ("#0072B2", "#D55E00", "#009E73")))
         for column, (title, paths) in enumerate(models):
             axes[0, column].set_title(title, fontsize=10)
             axes[-1, column].set_xlabel("step", fontsize=9)
-            for (label, path), color in zip(paths.items(), ("#0072B2", "#D55E00", "#009E73")):
+            for label, path in paths.items():
                 rows = (("learning rate η", path.learning_rate), ("sharpness λ", path.sharpness), ("y = ηλ − 2", path.y),
                         ("p = x²", path.p))  # fmt: skip
                 for axis, (name, values) in zip(axes[:, column], rows):
-                    axis.plot(values, color=color, label=label, linewidth=1)
+                    axis.plot(values, color=colors[label], label=label, linewidth=1)
                     axis.set_ylabel(name, fontsize=9)
             axes[2, column].axhline(0, color="#999999", linewidth=0.8, zorder=0)
             axes[2, column].set_ylim(-0.6, 0.6)
