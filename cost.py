@@ -90,6 +90,7 @@ def parts(family, samples=None):
 
 
 def random_batch(shape, n):
+    """(x, y) of n samples: images of random pixels, or texts of random characters."""
     key = jax.random.key(1)
     if len(shape) == 1:
         return (jax.random.randint(key, (n, *shape), 0, 10),) * 2

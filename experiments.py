@@ -100,6 +100,7 @@ def on(settings, scale, *tuners):
 
 
 def cdat(*sigmas, **more):
+    """CDAT at each σ, with more flags."""
     return dict(tuner="cdat", sigma=list(sigmas), **more)
 
 
@@ -251,6 +252,7 @@ class Experiment(NamedTuple):
 
 def everywhere(*tuners):
     """The runs of Figures 1 and 5, but only of some tuners."""
+
     def runs(scale):
         searches = SEARCHES if scale == "paper" else [LINESEARCH]
         given = on(SETTINGS, scale, CONSTANT, *searches, GREEDY, cdat(2.0, 1.9375, 2.0625, 2.5))
@@ -260,10 +262,12 @@ def everywhere(*tuners):
 
 
 def mini(*tuners):
+    """Tuners on mini-batches of two sizes."""
     return lambda scale: on(["batches"], scale, *(tuner | dict(batch_size=[64, 256]) for tuner in tuners))
 
 
 def varied(scale):
+    """Figure 18: one of width, depth, weight decay and samples at a time."""
     values = dict(width=[16, 64, 256], depth=[1, 2, 4], weight_decay=[0.0, 1e-3, 1e-2], samples=[256, 512, 1024])
     return on(["mnist"], scale, *(tuner | {name: value} for tuner in (CONSTANT, cdat(2.0, 1.0, 2.0625))
                                   for name, grid in values.items() for value in grid))  # fmt: skip
@@ -284,20 +288,20 @@ EXPERIMENTS = {
         "CDAT σ = 2 ends lower than a constant rate, and the greedy rule higher", "5 min",
         lambda scale: [dict(tuner=["constant", "linesearch", "greedy", "cdat"], lr=0.1, seed=[0, 1, 2, 3])], plots.draw),
     "edges": Experiment(
-        "a constant rate ends with ηλ at the edge of its optimizer: 2, and 3.8 for momentum", "4 min",
+        "a constant rate ends with ηλ at the edge of its optimizer: 2, and 3.8 for momentum", "3 min",
         lambda scale: on(["digits"], scale, dict(tuner="constant", lr=0.1), WARM | dict(lr=0.1),
                          dict(tuner="constant", lr=1e-4, optimizer="rmsprop"),
                          dict(tuner="constant", lr=0.05, optimizer="momentum"),
                          WARM | dict(lr=1.0, optimizer="momentum")),
         plots.panels("loss", "sharpness", "product")),
     "fig1": Experiment(
-        "linesearch and greedy end above the tuned constant rate; linesearch may lead early", "10 min",
+        "linesearch and greedy end above the tuned constant rate; linesearch may lead early", "11 min",
         everywhere("constant", "linesearch", "greedy"), plots.panels("loss")),
     "searches": Experiment(
-        "the linesearch over the paper's grid (c₋ = 0.8), on the MLP of Figure 1", "3 min",
+        "the linesearch over the paper's grid (c₋ = 0.8), on the MLP of Figure 1", "8 min",
         lambda scale: on(["mlp"], scale, CONSTANT, *SEARCHES[:8]), plots.draw),
     "fig2": Experiment(
-        "on a linear model linesearch and greedy work well", "3 min",
+        "on a linear model linesearch and greedy work well", "1 min",
         lambda scale: on(["linear"], scale, CONSTANT, LINESEARCH, GREEDY), plots.panels("loss", "learning_rate")),
     "fig3": Experiment(
         "under both η falls and λ rises with ηλ just below 2; a constant rate settles around 2", "with fig1",
@@ -317,7 +321,7 @@ EXPERIMENTS = {
                                                   batch_size=[8, 32, 128, 0])),
         plots.heat("sigma", "batch_size", split="beta")),
     "fig8": Experiment(
-        "(and 20, 21) on mini-batches (here of 64 and 256) CDAT gains little over constant rates and schedules", "4 min",
+        "(and 20, 21) on mini-batches (here of 64 and 256) CDAT gains little over constant rates and schedules", "2 min",
         mini(CONSTANT, *(dict(tuner="schedule", lr=rates(0.4, 4), decay=decay) for decay in ("cosine", "linear")),
              cdat(2.0, 1.6, 1.2, beta=[0.0, 0.9])), plots.panels("loss", "learning_rate", searched=(*plots.SEARCHED, "cdat"))),
     "fig9": Experiment(
@@ -331,10 +335,10 @@ EXPERIMENTS = {
         lambda scale: on(["digits", "mlp"], scale, CONSTANT, *POLYAK, *HYPER, cdat(2.0, 2.0625)),
         plots.panels("loss", "learning_rate", "sharpness")),
     "fig14": Experiment(
-        "on mini-batches linesearch and greedy do well", "2 min",
+        "on mini-batches linesearch and greedy do well", "1 min",
         mini(CONSTANT, LINESEARCH, GREEDY), plots.panels("loss", "learning_rate")),
     "fig15": Experiment(
-        "η = σ/λ is poor at σ = 2 and good at σ = 3: alignment matters", "8 min",
+        "η = σ/λ is poor at σ = 2 and good at σ = 3: alignment matters", "9 min",
         lambda scale: on(["digits", "mlp"], scale, dict(tuner="exact", sigma=[2.0, 3.0]), CDAT),
         plots.panels("loss", "learning_rate", "product")),
     "fig16": Experiment(
@@ -352,20 +356,20 @@ EXPERIMENTS = {
         "asked by readers: do the tuners differ in test loss and accuracy at equal training loss?", "with defaults",
         lambda scale: [dict(tuner=["constant", "greedy", "cdat"], lr=0.1, seed=[0, 1, 2, 3])], plots.at_equal_loss),
     "others": Experiment(
-        "asked by readers: does CDAT σ = 2 beat greedy and the tuned constant rate on a CNN and an RNN?", "4 min",
+        "asked by readers: does CDAT σ = 2 beat greedy and the tuned constant rate on a CNN and an RNN?", "5 min",
         lambda scale: on(["cnn", "rnn"], scale, CONSTANT, GREEDY, CDAT), plots.panels("loss", "learning_rate", "product")),
     "overlay": Experiment(
         "beyond the paper: does the model (4) predict the next sharpness of a real run?", "1 min", lambda scale: [], overlay),
     "feedback": Experiment(
         "ours: CDAT over the edge and back ends below CDAT σ = 2", "10 min", rivals, plots.against("CDAT σ = 2")),
     "sensitivity": Experiment(
-        "ours: the numbers of the feedback rule need no tuning", "5 min",
+        "ours: the numbers of the feedback rule need no tuning", "6 min",
         lambda scale: on(["digits"], scale, *(FEEDBACK | dict(sigma_high=high, tolerance=tolerance, average=average, steps=600,
                                                               sharpness_every=600) for average in (0.8, 0.9, 0.95)
                                               for high in (2.25, 2.5, 3.0, 4.0) for tolerance in (0.0, 0.05, 0.2))),
         plots.heat("sigma_high", "tolerance", split="average")),
     "alternatives": Experiment(
-        "ours: does a simpler sign than the average of the loss do as well?", "2 min", lambda scale: [], alternatives),
+        "ours: does a simpler sign than the average of the loss do as well?", "3 min", lambda scale: [], alternatives),
     "resets": Experiment(
         "ours: a greedy step takes out what had grown along the top eigenvector", "1 min", lambda scale: [], resets),
 }  # fmt: skip
@@ -437,11 +441,13 @@ def gains(word, grows=True):
 
 
 def model_of_figure_4():
+    """Whether λ runs away in the model (6)."""
     lam = theory.below_edge(steps=1000).sharpness
     return [("model", f"λ from {lam[0]:.3g} to {lam[-1]:.3g} in 1000 steps", bool(lam[-1] > 10 * lam[0]))]
 
 
 def model_of_figure_9():
+    """Whether σ = 2 holds λ and y in the model (9), (10)."""
     ends = {sigma: float(theory.cdat_model(sigma).sharpness[-1]) for sigma in (2, 1.9)}
     return [("model", f"λ from 18 to {ends[2]:.3g} (σ = 2) and {ends[1.9]:.3g} (σ = 1.9) in 4000 steps", ends[2] < 1.05 * 18),
             ("model", f"y ends at {(y := float(theory.cdat_model(2).y[-1])):.4f} (σ = 2)", abs(y) < 0.05)]  # fmt: skip
@@ -568,7 +574,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     if options.list or not options.names:
         for name, experiment in EXPERIMENTS.items():
-            print(textwrap.fill(f"{name:11} {experiment.time:>13}  {experiment.claim}", 80, subsequent_indent=27 * " "))
+            print(textwrap.fill(f"{name:12} {experiment.time:>13}  {experiment.claim}", 80, subsequent_indent=28 * " "))
     names = [ALSO.get(name, name) for name in options.names]
     for name in names:
         if name not in {*EXPERIMENTS, *COMMANDS, "all"}:

@@ -51,11 +51,13 @@ def count(model):
 
 
 def require(ok, message):
+    """ValueError with this one-line message unless ok."""
     if not ok:
         raise ValueError(message)
 
 
 def check(model, axes, shape, **sizes):
+    """ValueError unless samples have so many axes, and sizes are whole and positive."""
     sample = {3: "images (height, width, channels)", 1: "text (characters,)"}[axes]
     require(len(shape) == axes, f"{model} reads {sample}, not samples of shape {shape}")
     for name, size in sizes.items():
@@ -78,6 +80,7 @@ def dense(w, x):
 
 
 def layers_spec(sizes, gain=1.0):
+    """Dense layers from sizes[0] inputs to sizes[-1] outputs, for `layers`."""
     return [dense_spec(fan_in, fan_out, gain) for fan_in, fan_out in zip(sizes, sizes[1:])]
 
 
@@ -89,10 +92,12 @@ def layers(w, x, act):
 
 
 def norm_spec(width, scale=1.0):
+    """Scale and shift of each channel, for `layer_norm` and `group_norm`."""
     return {"scale": Normal((width,), mean=scale), "bias": Normal((width,))}
 
 
 def normalise(x, axes, eps=1e-6):
+    """Mean 0 and variance 1 over some axes."""
     x = x - x.mean(axes, keepdims=True)
     return x * jax.lax.rsqrt((x**2).mean(axes, keepdims=True) + eps)
 
@@ -133,7 +138,8 @@ def patches(x, size):
     return x.swapaxes(2, 3).reshape(batch, -1, size * size * c)
 
 
-def attention_spec(width, inner):  # queries, keys and values are one kernel, side by side
+def attention_spec(width, inner):
+    """For `attention`: queries, keys and values are one kernel, side by side."""
     return {"qkv": dense_spec(width, 3 * inner), "out": dense_spec(inner, width)}
 
 

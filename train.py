@@ -446,6 +446,7 @@ def placed(config):
 
 @functools.lru_cache(maxsize=1)
 def shuffled(seed, epoch, samples):
+    """The order of the samples in an epoch; kept for the steps of it."""
     return np.random.default_rng((seed, epoch)).permutation(samples)
 
 
