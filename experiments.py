@@ -186,7 +186,7 @@ def resets(_, file, first=120, steps=40):
         _, f, w, top, _ = run[k]
         x = theory.dot(jax.grad(f)(w), top.vector) / top.value  # from the bottom, as in theory.py
         s = np.linspace(-1.6, 1.6, 41) * max(abs(float(x)), 0.1)
-        along = [float(f(jax.tree.map(lambda w, v: w + (s - x) * v, w, top.vector))) for s in s]
+        along = jax.jit(jax.vmap(lambda s: f(jax.tree.map(lambda w, v: w + (s - x) * v, w, top.vector))))(s)
         axes[1, 1].plot(s * np.sign(x), along, style, color=color, label=f"step {t[k]:.0f}" + ", reset" * bool(k == at), linewidth=1.2)
         axes[1, 1].plot(abs(x), f(w), "o", color=color, markersize=5)
     axes[1, 1].set_title("loss along the top eigenvector, from its bottom", fontsize=9, loc="left")
@@ -194,7 +194,7 @@ def resets(_, file, first=120, steps=40):
     plots.finish(figure, axes, file)
 
 
-def alternatives(_, file, steps=600):
+def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop")):
     """A drawing: the final loss where something else than a loss above its average asks for the greedy step."""
 
     def after(sign, start):  # sign(memory, value, u) -> (whether to take a greedy step, memory), from start(w)
@@ -215,16 +215,17 @@ def alternatives(_, file, steps=600):
         "u turned: cos < −0.9": after(lambda last, value, u: (cos(u, last) < -0.9, u), zeros),
         "every third step": after(lambda t, value, u: (t % 3 == 2, t + 1), lambda w: jnp.zeros((), int)),
     }
-    optimizers, losses = {"gd": train.gd.gd, "momentum": train.gd.momentum, "rmsprop": train.gd.rmsprop}, {}
+    losses = {}
     samples, _, classes, _, _ = train.placed(train.Config())
     network = train.models.mlp((8, 8, 1), classes)
     f = lambda w, batch: train.mse(network.apply(w, batch[0]), batch[1]) + 0.5e-5 * theory.dot(w, w)
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
-    for axis, (name, optimizer) in zip(axes, optimizers.items()):
+    figure, axes = plt.subplots(1, len(names), figsize=(9, 2.8), sharey=True, squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names):
+        optimizer = train.gd.OPTIMIZERS[name]()
         for row, (rule, tuner) in enumerate(rules.items()):
-            step = jax.jit(train.gd.make_step(f, optimizer(), tuner), donate_argnums=0)
+            step = jax.jit(train.gd.make_step(f, optimizer, tuner), donate_argnums=0)
             for seed in SEEDS:
-                carry, history = train.gd.init_carry(network.init(jax.random.key(seed)), optimizer(), tuner), []
+                carry, history = train.gd.init_carry(network.init(jax.random.key(seed)), optimizer, tuner), []
                 for _ in range(steps):
                     carry, metrics = step(carry, samples)
                     history.append(metrics["loss"])
@@ -234,9 +235,9 @@ def alternatives(_, file, steps=600):
         axis.set(xscale="log", xlabel="final training loss")
         axis.xaxis.set_minor_formatter(plt.NullFormatter())
         axis.set_title(name, fontsize=9, loc="left")
-    axes[0].invert_yaxis()
+    axes[0, 0].invert_yaxis()
     plots.finish(figure, axes, file)
-    print(markdown(["σ = 1 when", *optimizers], [[rule, *(f"{np.median(losses[rule, name]):.3g}" for name in optimizers)]
+    print(markdown(["σ = 1 when", *names], [[rule, *(f"{np.median(losses[rule, name]):.3g}" for name in names)]
                                                  for rule in rules]))  # fmt: skip
 
 

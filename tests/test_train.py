@@ -1,3 +1,4 @@
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -446,8 +447,8 @@ def test_settings_survive_the_way_through_config_json(run):
     assert there["grow"] == float("inf") and run("--tuner", "linesearch", "--grow", "inf", "--steps", 2)
 
 
-@pytest.mark.parametrize("model", train.models.MODELS)
-def test_every_model_trains_20_cdat_steps_and_has_a_finite_sharpness(model):
+def twenty_steps(model):
+    """The losses of 20 CDAT steps, the rates, and the sharpness after them."""
     text = model in ("rnn", "transformer")
     config = train.Config(dataset="pydocs" if text else "digits", samples=64, loss="ce", model=model,
                           width=0 if model == "linear" else 8,
@@ -456,20 +457,33 @@ def test_every_model_trains_20_cdat_steps_and_has_a_finite_sharpness(model):
     options, numbers = train.arguments(config, "model"), train.numbers_of(config)
     init, step, _, hessian, _, _ = train.functions(model, tuple(options.items()), samples[0].shape[1:], classes, config.loss,
                                                    config.optimizer, config.tuner, config.decay, 0)  # fmt: skip
-    carry, losses = init(0, numbers), []
+    carry, rows = init(0, numbers), []
     for _ in range(20):
         carry, metrics = step(carry, samples, None, numbers)
-        losses.append(float(metrics["loss"]))
-        assert np.isfinite(losses[-1]) and metrics["learning_rate"] > 0
-    assert losses[-1] < losses[0], losses
+        rows.append((float(metrics["loss"]), float(metrics["learning_rate"])))
     product = lambda v: hessian(carry.w, None, v, samples, config.weight_decay)
-    top = train.sharpness.power_iteration(product, carry.u, tol=0.1, max_iters=20)
-    assert np.isfinite(top.value) and top.value > 0
+    return rows, train.sharpness.power_iteration(product, carry.u, tol=0.1, max_iters=20).value
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Of each model; compiled two at a time, since that is what takes long."""
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        return dict(zip(train.models.MODELS, threads.map(twenty_steps, train.models.MODELS)))
+
+
+@pytest.mark.parametrize("model", train.models.MODELS)
+def test_every_model_trains_20_cdat_steps_and_has_a_finite_sharpness(model, trained):
+    rows, top = trained[model]
+    losses, rates = np.array(rows).T
+    assert np.isfinite(losses).all() and (rates > 0).all()
+    assert losses[-1] < losses[0], losses
+    assert np.isfinite(top) and top > 0
 
 
 # ------------------------------------------------------------------------------------ several devices, several machines
 
-SHORT = ["--samples", "256", "--width", "32", "--steps", "50", "--sharpness-every", "10", "--no-plot", "--no-cache"]
+SHORT = ["--samples", "256", "--width", "32", "--steps", "50", "--sharpness-every", "25", "--no-plot", "--no-cache"]
 CONSTANT = [*SHORT, "--tuner", "constant", "--lr", "0.05"]  # in float32
 CDAT = [*SHORT, "--tuner", "cdat", "--batch-size", "64"]  # in float64
 
