@@ -1,5 +1,6 @@
 """What holds for every test, and for every command that a test starts."""
 
+import gc
 import os
 
 import jax
@@ -14,6 +15,7 @@ for name, value in SETTINGS.items():
     os.environ[name.upper()] = str(value)
 if jax.__version_info__ < (0, 11):  # the same for the CPU's code generator; XLA ends a process over a flag it does not know
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+gc.set_threshold(100_000, 50, 100)  # tracing makes many small objects: looking through them took a seventh of the time
 
 
 @pytest.fixture
