@@ -312,7 +312,7 @@ EXPERIMENTS = {
         lambda scale: [], plots.curves(*FIGURE_4)),
     "fig5": Experiment(
         "σ = 2 beats σ = 1 and is on par with the constant rate or better; 2.0625 is better still; 2.5 diverges",
-        "10 min", everywhere("constant", "greedy", "cdat"), plots.panels("loss", "learning_rate")),
+        "11 min", everywhere("constant", "greedy", "cdat"), plots.panels("loss", "learning_rate")),
     "fig6": Experiment(
         "under CDAT λ does not rise, and ηλ sits slightly above 2", "with fig5",
         everywhere("constant", "greedy", "cdat"), plots.panels("sharpness", "product", "grad_norm")),
