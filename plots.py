@@ -140,10 +140,13 @@ def setting_of(config):
     >>> setting_of({"model": "mlp", "dataset": "digits", "optimizer": "adam", "batch_size": 64})
     'mlp, digits, adam, batch 64'
     """
-    words = [config.get("preset") or config.get("model"), config.get("dataset"), config["optimizer"]]
-    words = [word for word in words if word not in (None, "gd")]
-    size = config.get("batch_size")
-    return ", ".join(words + [f"batch {size}"] * bool(size))
+    network = config.get("preset") or config.get("model")
+    if config.get("activation") == "tanh":
+        network = f"tanh {network}"
+    words = [word for word in (network, config.get("dataset"), config["optimizer"]) if word not in (None, "gd")]
+    if config.get("batch_size"):
+        words.append(f"batch {config['batch_size']}")
+    return ", ".join(words)
 
 
 def final_loss(history):
@@ -199,6 +202,8 @@ def panel(axis, quantity, runs):
         kinds[tuner] += 1
         line(axis, quantity, same, dict(color=color, linestyle=style, label=name))
     values = np.concatenate([line.get_ydata() for line in axis.lines])
+    if quantity == "greedy_gain":
+        axis.set_yscale("symlog", linthresh=0.01)  # it has both signs, and what blows up must not press the others flat
     if quantity in LOG and len(values):
         axis.set_yscale("log")
         top = 4 * max(history["loss"][0] for _, history in runs if len(history["loss"])) if quantity == "loss" else np.inf
@@ -246,163 +251,10 @@ def finish(figure, axes, file):
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
     if entries:
         ncols = max(1, int(figure.get_figwidth() / (0.7 + 0.08 * max(map(len, entries)))))  # as many as fit
-        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(ncols, len(entries)), frameon=False, fontsize=9)
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(ncols, len(entries)),
+                      frameon=False, fontsize=9)  # fmt: skip
     figure.savefig(file, dpi=130)
     plt.close(figure)
-
-
-# ------------------------------------------------------------------------------- drawings of experiments
-
-# A drawing is a function draw(runs, file). In its runs, (config, history) pairs, config["run"] names a run but for its seed.
-
-
-def median_loss(runs):
-    """By kind: the median over the seeds of the final loss, inf where most diverged."""
-    losses = {}
-    for config, history in runs:
-        losses.setdefault(config["run"], []).append(final_loss(history))
-    return {kind: np.median(values) for kind, values in losses.items()}
-
-
-SEARCHED = ("constant", "schedule", "linesearch", "polyak", "hypergradient")  # tuners shown at their best setting
-
-
-def tuned(runs, searched=SEARCHED):
-    """The runs without those that another of their setting and tuner beats, where the tuner is one of those searched."""
-    losses, best = median_loss(runs), {}
-    for config, _ in runs:
-        kind, group = config["run"], (setting_of(config), config["tuner"])
-        if config["tuner"] in searched and losses[kind] <= losses.get(best.get(group), np.inf):
-            best[group] = kind
-    return [(config | {"name": "CDAT" if config["tuner"] == "cdat" else config["tuner"]} if config["tuner"] in searched else config, history)
-            for config, history in runs if config["tuner"] not in searched or config["run"] in best.values()]  # fmt: skip
-
-
-def panels(*quantities, searched=SEARCHED):
-    """A drawing: the tuned runs, a column for each setting."""
-    return lambda runs, file: draw(tuned(runs, searched), file, quantities)
-
-
-def heat(x, y, split):
-    """A drawing: log10 of the final loss, the median over the seeds, over two settings; a panel for each value of split.
-
-    The best of each row has a frame, a cell that blew up a cross.
-    """
-
-    def draw(runs, file):
-        losses, start = median_loss(runs), max(history["loss"][0] for _, history in runs)
-        parts = sorted({config[split] for config, _ in runs})
-        figure, axes = plt.subplots(1, len(parts), squeeze=False, layout="constrained", figsize=(4.6 * len(parts), 3.2))
-        for axis, part in zip(axes[0], parts):
-            cells = {(config[y], config[x]): losses[config["run"]] for config, _ in runs if config[split] == part}
-            last = lambda value: (value == 0 and y == "batch_size", value)  # the full batch is the largest
-            xs, ys = sorted({key[1] for key in cells}), sorted({key[0] for key in cells}, key=last)
-            table = np.array([[cells.get((b, a), np.inf) for a in xs] for b in ys])
-            table[table >= start] = np.nan
-            image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=np.log10(min(losses.values())),
-                                vmax=np.log10(start))  # fmt: skip
-            for row, values in enumerate(table):
-                best = np.argmin(np.where(np.isnan(values), np.inf, values))
-                axis.add_patch(plt.Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color="#D55E00", linewidth=2))
-                for column in np.flatnonzero(np.isnan(values)):
-                    axis.text(column, row, "×", ha="center", va="center", fontsize=12)
-            axis.set_xticks(range(len(xs)), [f"{value:g}" for value in xs])
-            axis.set_yticks(range(len(ys)), ["all" if last(value)[0] else f"{value:g}" for value in ys])
-            axis.set(xlabel=NAMES.get(x, x), ylabel=NAMES.get(y, y))
-            axis.set_title(f"{NAMES.get(split, split)} = {part:g}", fontsize=10)
-        figure.colorbar(image, ax=axes[0].tolist(), label="log₁₀ final training loss")
-        finish(figure, axes, file)
-
-    return draw
-
-
-def width_and_depth(runs, file):
-    """The drawing of Figure 18: final loss against what varies, for each tuner; the constant rate is tuned."""
-    losses = median_loss(runs)
-    names = ("width", "depth", "weight_decay", "samples")
-    values = {name: [config[name] for config, _ in runs] for name in names}
-    plain = {name: max(values[name], key=values[name].count) for name in names}  # what the others are when one varies
-    figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained", sharey=True)
-    for axis, name in zip(axes, names):
-        best = {}
-        for config, _ in runs:
-            if all(config[other] == plain[other] for other in names if other != name):
-                of_tuner = best.setdefault(labels([config])[0] if config["tuner"] == "cdat" else "constant, tuned", {})
-                of_tuner[config[name]] = min(losses[config["run"]], of_tuner.get(config[name], np.inf))
-        for k, (label, points) in enumerate(best.items()):
-            color, style = look("cdat" if k else "constant", max(k - 1, 0))
-            axis.plot(*zip(*sorted(points.items())), style, marker="o", color=color, label=label, markersize=4)
-        axis.set_xlabel(NAMES.get(name, name))
-        axis.set_xscale("symlog", linthresh=1e-5) if name == "weight_decay" else axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-    axes[0].set_ylabel("final training loss")
-    finish(figure, axes, file)
-
-
-def at_equal_loss(runs, file):
-    """A drawing: test loss and accuracy against training loss, so that runs are compared where they fit equally well."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for config, history in tuned(runs):
-        measured = np.isfinite(history["test_loss"])
-        for axis, quantity in zip(axes, ("test_loss", "test_accuracy")):
-            axis.plot(history["loss"][measured], history[quantity][measured], color=COLORS[config["tuner"]], linewidth=1,
-                      label=config.get("name", labels([config])[0]))  # fmt: skip
-            axis.set(xscale="log", xlabel="training loss (time runs to the left)", ylabel=QUANTITIES[quantity])
-    axes[0].set_yscale("log")
-    axes[1].set_ylim(0.9, 1)
-    finish(figure, axes, file)
-
-
-def curves(*models):
-    """A drawing of the simplified model: a column for each (title, paths by label), rows η, λ, y and p."""
-
-    def draw(_, file):
-        figure, axes = plt.subplots(4, len(models), squeeze=False, sharex="col", figsize=(4.4 * len(models), 6.6),
-                                    layout="constrained")  # fmt: skip
-        names = list(dict.fromkeys(label for _, paths in models for label in paths))
-        colors = dict(zip(names, ("#0072B2", "#D55E00", "#009E73")))
-        for column, (title, paths) in enumerate(models):
-            axes[0, column].set_title(title, fontsize=10)
-            axes[-1, column].set_xlabel("step", fontsize=9)
-            for label, path in paths.items():
-                rows = (("learning rate η", path.learning_rate), ("sharpness λ", path.sharpness), ("y = ηλ − 2", path.y),
-                        ("p = x²", path.p))  # fmt: skip
-                for axis, (name, values) in zip(axes[:, column], rows):
-                    axis.plot(values, color=colors[label], label=label, linewidth=1)
-                    axis.set_ylabel(name, fontsize=9)
-            axes[2, column].axhline(0, color="#999999", linewidth=0.8, zorder=0)
-            axes[2, column].set_ylim(-0.6, 0.6)
-            axes[3, column].set_yscale("log")
-            axes[3, column].set_ylim(bottom=max(1e-12, min(float(path.p.min()) for path in paths.values())))
-        finish(figure, axes, file)
-
-    return draw
-
-
-def against(other):
-    """A drawing: the final loss of each run over the median one of the runs called `other`, setting by setting."""
-
-    def draw(runs, file):
-        runs = [(config["name"].split(",")[0], setting_of(config), config["tuner"], final_loss(history))
-                for config, history in tuned(runs)]  # fmt: skip
-        settings, names = list(dict.fromkeys(run[1] for run in runs)), list(dict.fromkeys((run[0], run[2]) for run in runs))
-        base = {setting: np.median([run[3] for run in runs if run[:2] == (other, setting)]) for setting in settings}
-        figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
-        for name, setting, tuner, loss in runs:
-            k = names.index((name, tuner))
-            color, _ = look(tuner, [pair for pair in names if pair[1] == tuner].index((name, tuner)))
-            x = settings.index(setting) + (k - (len(names) - 1) / 2) / (len(names) + 2)
-            ratio = np.clip(loss / base[setting], 1 / 30, 30)
-            axis.plot(x, ratio, "x" if ratio in (1 / 30, 30) else "o", color=color, label=name, markersize=4)
-        axis.axhline(1, color="#999999", linewidth=0.8, zorder=0)
-        axis.set(yscale="log", ylim=(1 / 40, 40), xlim=(-0.6, len(settings) - 0.4))
-        axis.set_ylabel(f"final loss over that of {other}\n(crosses: 30 times and beyond)", fontsize=9)
-        axis.set_xticks(range(len(settings)), [setting.replace(", ", "\n") for setting in settings])
-        for x in range(1, len(settings)):
-            axis.axvline(x - 0.5, color="#DDDDDD", linewidth=0.8, zorder=0)
-        finish(figure, axis, file)
-
-    return draw
 
 
 def main(argv=None):

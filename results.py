@@ -1,19 +1,25 @@
-"""Results: what is kept of a run, and how tables and verdicts are read from what is kept.
+"""Results: what is kept of a run, how tables are read from what is kept, and the verdict on each claim of the paper.
 
 What this file teaches: runs that differ in their seed alone are one kind, and a kind is what is compared: by the median
 over its seeds, with the range beside it. A run that blows up counts as what it is, a final loss above the first one.
-Read next: experiments.py, which says which runs and which claims.
+A claim is measured where it can be, setting by setting, and holds in all of them, in some, or in none.
+
+Read next: drawings.py.
 """
 
 import csv
 import dataclasses
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import plots
+import theory
 import train
+
+FIGURES = Path(__file__).parent / "figures"
 
 
 def label_of(config):
@@ -23,13 +29,16 @@ def label_of(config):
     ('polyak, lr max 100', 'CDAT σ = 1.5, beta 0.9')
     """
     shown = ("lr", "sigma") if config.tuner != "hypergradient" else ()
-    own = [(name, getattr(config, name)) for name, field in train.FIELDS.items() if config.tuner in field.metadata["of"]
-           and name not in shown and getattr(config, name) != field.default]  # fmt: skip
-    return ", ".join(plots.labels([vars(config)]) + [f"{name.replace('_', ' ')} {value}".removesuffix(".0") for name, value in own])
+    words = plots.labels([vars(config)])
+    for name, field in train.FIELDS.items():
+        value = getattr(config, name)
+        if config.tuner in field.metadata["of"] and name not in shown and value != field.default:
+            words.append(f"{name.replace('_', ' ')} {value}".removesuffix(".0"))
+    return ", ".join(words)
 
 
 def summary(config, history, target):
-    """A run as a row of numbers. What varies along it is the median over its second half; reach: the first step at target."""
+    """A run as a row of numbers: what varies along it is the median over its second half, reach the first step at target."""
     half = len(history["step"]) // 2
     median = lambda values: np.nanmedian(values[half:]) if np.isfinite(values[half:]).any() else np.nan
     first = lambda values: next(iter(values[np.isfinite(values) & (values > 0)]), np.nan)
@@ -68,14 +77,13 @@ class Kind(NamedTuple):
     label: str
     rows: list  # of dicts, from `summary`
 
-    def median(self, column):
-        return float(np.median([row[column] for row in self.rows]))
 
-    def blown_up(self):
-        return sum(not row["loss"] <= row["loss_first"] for row in self.rows)
+def median(kind, column):
+    """The median of a column over the seeds."""
+    return float(np.median([row[column] for row in kind.rows]))
 
 
-def kinds(configs, rows):
+def kinds_of(configs, rows):
     """The kinds of runs among configs of which there are rows."""
     found = {}
     for config in configs:
@@ -92,7 +100,8 @@ def spread(kind, column="loss"):
     """
     values = sorted(row[column] for row in kind.rows)
     text = f"{np.median(values):.3g} ({values[0]:.3g} to {values[-1]:.3g})".replace("inf", "∞")
-    return text + f", {kind.blown_up()} of {len(values)} blew up" * bool(column == "loss" and kind.blown_up())
+    blown_up = sum(not row["loss"] <= row["loss_first"] for row in kind.rows) if column == "loss" else 0
+    return text + f", {blown_up} of {len(values)} blew up" * bool(blown_up)
 
 
 def markdown(columns, rows):
@@ -103,8 +112,8 @@ def markdown(columns, rows):
 def table(kinds):
     """A line for each kind of run: loss is the mean of the last 5 steps; the rest as in `summary`."""
     columns = ["setting", "run", "final loss: median (range over seeds)", "rate", "sharpness", "ηλ"]
-    return markdown(columns, [[kind.setting, kind.label, spread(kind), *(f"{kind.median(column):.3g}" for column in
-                               ("rate", "sharpness", "product"))] for kind in kinds])  # fmt: skip
+    numbers = lambda kind: [f"{median(kind, column):.3g}" for column in ("rate", "sharpness", "product")]
+    return markdown(columns, [[kind.setting, kind.label, spread(kind), *numbers(kind)] for kind in kinds])
 
 
 def matrix(kinds, column="loss", ours="feedback"):
@@ -116,20 +125,25 @@ def matrix(kinds, column="loss", ours="feedback"):
     for kind in kinds:
         of_setting = best.setdefault(kind.setting, {})
         tuner = kind.label.split(",")[0] if kind.config.tuner == "cdat" else kind.config.tuner
-        if tuner not in of_setting or kind.median("loss") < of_setting[tuner].median("loss"):
+        if tuner not in of_setting or median(kind, "loss") < median(of_setting[tuner], "loss"):
             of_setting[tuner] = kind
     tuners = list(dict.fromkeys(tuner for of_setting in best.values() for tuner in of_setting))
     lines = []
     for setting, of_setting in best.items():
-        lowest = min(kind.median(column) for kind in of_setting.values())
-        cell = lambda kind: f"**{spread(kind, column)}**" if kind.median(column) == lowest else spread(kind, column)
+        lowest = min(median(kind, column) for kind in of_setting.values())
+        cell = lambda kind: f"**{spread(kind, column)}**" if median(kind, column) == lowest else spread(kind, column)
         lines.append([setting, *(cell(of_setting[tuner]) if tuner in of_setting else "" for tuner in tuners)])
     counts = []
     for tuner in tuners:
-        both = [(of[ours].median(column), of[tuner].median(column)) for of in best.values() if {ours, tuner} <= {*of}]
+        both = [(median(of[ours], column), median(of[tuner], column)) for of in best.values() if {ours, tuner} <= {*of}]
         won, lost = sum(a < b for a, b in both), sum(a > b for a, b in both)
         counts += [f"{tuner} {won} : {lost}"] if tuner != ours else []
     return markdown(["setting", *tuners], lines) + f"\n\n{ours} ends below : above " + ", ".join(counts) + "."
+
+
+# --------------------------------------------------------------------------------------------------------- claims
+
+# What measures a claim takes kinds of runs and returns triples: the setting, the numbers in words, whether it holds there.
 
 
 def by_setting(kinds, label, column="loss", best=min):
@@ -137,20 +151,20 @@ def by_setting(kinds, label, column="loss", best=min):
     found = {}
     for kind in kinds:
         if re.match(rf"{re.escape(label)}(?![\w.])", kind.label):
-            found.setdefault(kind.setting, []).append(kind.median(column))
+            found.setdefault(kind.setting, []).append(median(kind, column))
     return {setting: best(values) for setting, values in found.items()}
 
 
-def below(kinds, label, other, factor=1.0, column="loss"):
-    """Where one kind of run ends below factor × another: (setting, measured, whether)."""
-    first, second = by_setting(kinds, label, column), by_setting(kinds, other, column)
+def below(kinds, label, other, factor=1.0):
+    """Where one kind of run ends below factor × another."""
+    first, second = by_setting(kinds, label), by_setting(kinds, other)
     return [(setting, f"{first[setting]:.3g} against {second[setting]:.3g}", first[setting] < factor * second[setting])
             for setting in first if setting in second]  # fmt: skip
 
 
 def within(kinds, label, column, low, high):
     """Where a column lies in a range."""
-    values = by_setting(kinds, label, column, best=np.median)
+    values = by_setting(kinds, label, column, np.median)
     return [(setting, f"{value:.3g}", low <= value <= high) for setting, value in values.items()]
 
 
@@ -168,3 +182,107 @@ def falls(values):
     (True, False)
     """
     return values == sorted(values) and values[0] < values[-1]
+
+
+def best_sigmas(kinds):
+    """Figure 7: the best σ of each batch size, for each β; whether it falls as the batch shrinks."""
+    best = {}  # by β, then by batch size
+    for kind in sorted(kinds, key=lambda kind: -median(kind, "loss")):  # the best comes last and stays
+        best.setdefault(kind.config.beta, {})[kind.config.batch_size or np.inf] = kind.config.sigma
+    found = []
+    for beta, sigmas in sorted(best.items()):
+        sigmas = dict(sorted(sigmas.items()))
+        words = ", ".join(f"batch {size:g}: {sigma:g}" for size, sigma in sigmas.items())
+        found.append((f"β = {beta:g}", words, falls([*sigmas.values()])))
+    return found
+
+
+def gains(kinds, word, grows=True):
+    """Figure 18: the tuned constant rate's loss over that of CDAT σ = 2, by the values of what varies."""
+    varied = ("samples", "width", "depth", "weight_decay")
+    settings = [{name: getattr(kind.config, name) for name in varied} for kind in kinds]
+    usual = {name: max(of_name, key=of_name.count) for name in varied if (of_name := [setting[name] for setting in settings])}
+    ratios = {}
+    for value in sorted({setting[word] for setting in settings}):
+        alike = [kind for kind, setting in zip(kinds, settings) if setting == usual | {word: value}]  # but for the tuner
+        constant, cdat = by_setting(alike, "constant"), by_setting(alike, "CDAT σ = 2")
+        ratios |= {value: constant[setting] / cdat[setting] for setting in constant if setting in cdat}
+    ordered = [*ratios.values()] == sorted(ratios.values(), reverse=not grows)
+    text = ", ".join(f"{value:g}: × {ratio:.2g}" for value, ratio in ratios.items())
+    return [(word.replace("_", " "), text, ordered)] if ratios else []
+
+
+def model_of_figure_4(_):
+    """Whether λ runs away in the model (6)."""
+    lam = theory.below_edge(steps=1000).sharpness
+    return [("model", f"λ from {lam[0]:.3g} to {lam[-1]:.3g} in 1000 steps", bool(lam[-1] > 10 * lam[0]))]
+
+
+def model_of_figure_9(_):
+    """Whether σ = 2 holds λ and y in the model (9), (10)."""
+    on_edge, below = (theory.cdat_model(sigma) for sigma in (2, 1.9))
+    ends, y = [float(path.sharpness[-1]) for path in (on_edge, below)], float(on_edge.y[-1])
+    return [("model", f"λ from 18 to {ends[0]:.3g} (σ = 2) and {ends[1]:.3g} (σ = 1.9) in 4000 steps", ends[0] < 1.05 * 18),
+            ("model", f"y ends at {y:.4f} (σ = 2)", abs(y) < 0.05)]  # fmt: skip
+
+
+def logged_cost(_, tuner, low, high):
+    """From figures/cost.txt: the time of a tuner's step in constant-rate steps."""
+    rows = re.findall(rf"^\| (\w+) \| {tuner} \| [\d.]+ \| ([\d.]+) \|", (FIGURES / "cost.txt").read_text(), re.MULTILINE)
+    return [(family, f"× {time}", low <= float(time) <= high) for family, time in rows]
+
+
+CLAIMS = [  # the figure, the claim, what measures it, on the runs of which experiments, with which arguments
+    ("1", "linesearch ends above the tuned constant rate", below, "fig1 tanh", "constant", "linesearch"),
+    ("1", "so does the best linesearch of its grid", below, "searches", "constant", "linesearch"),
+    ("1", "greedy ends above the tuned constant rate", below, "fig1 tanh", "constant", "greedy"),
+    ("2", "linear model: linesearch at most 10 % above the best constant rate", below, "fig2", "linesearch", "constant", 1.1),
+    ("2", "linear model: greedy likewise", below, "fig2", "greedy", "constant", 1.1),
+    ("3", "greedy: η falls", ratio, "fig3 tanh", "greedy", "rate", 0, 1),
+    ("3", "greedy: λ rises", ratio, "fig3 tanh", "greedy", "sharpness", 1, np.inf),
+    ("3", "linesearch: λ rises", ratio, "fig3 tanh", "linesearch", "sharpness", 1, np.inf),
+    ("3", "greedy: ηλ just below 2 (1.6 to 2)", within, "fig3 tanh", "greedy", "product", 1.6, 2),
+    ("3", "a constant rate stabilises ηλ around 2 (1.7 to 2.3)", within, "edges", "constant", "product", 1.7, 2.3),
+    ("4", "simplified model: with y fixed below 0 λ runs away", model_of_figure_4, ""),
+    ("5", "CDAT σ = 2 at most 5 % above the tuned constant rate", below, "fig5 tanh", "CDAT σ = 2", "constant", 1.05),
+    ("5", "CDAT σ = 2 always better than σ = 1, greedy", below, "fig5 tanh", "CDAT σ = 2", "greedy"),
+    ("5", "σ = 2.0625 better still", below, "fig5 tanh", "CDAT σ = 2.0625", "CDAT σ = 2"),
+    ("5", "σ = 2.5 generally diverges, or ends above σ = 2", below, "fig5 tanh", "CDAT σ = 2", "CDAT σ = 2.5"),
+    ("5", "η rises on its own under σ = 2", ratio, "fig5 tanh", "CDAT σ = 2", "rate", 1, np.inf),
+    ("6", "λ does not rise under σ = 2", ratio, "fig6 tanh", "CDAT σ = 2", "sharpness", 0, 1.05),
+    ("6", "ηλ sits slightly above 2 (2 to 2.6)", within, "fig6 tanh", "CDAT σ = 2", "product", 2, 2.6),
+    ("7", "the best σ falls with the batch size", best_sigmas, "fig7"),
+    ("8", "mini-batches: CDAT gains at most 20 % on the best constant rate", below, "fig8", "constant", "CDAT", 1.2),
+    ("8", "mini-batches: the best schedule beats it", below, "fig8", "schedule", "CDAT"),
+    ("9", "simplified model: σ = 2 holds λ (within 5 %) and y near 0", model_of_figure_9, ""),
+    ("12", "greedy aligns u with the top eigenvector (above 0.5)", within, "fig12 tanh", "greedy", "alignment", 0.5, 1),
+    ("13", "Polyak beats CDAT σ = 2", below, "fig13", "polyak", "CDAT σ = 2"),
+    ("13", "σ = 2.0625 at most 10 % above Polyak", below, "fig13", "CDAT σ = 2.0625", "polyak", 1.1),
+    ("13", "hypergradient at most 10 % above the best constant rate", below, "fig13", "hypergradient", "constant", 1.1),
+    ("14", "mini-batches: linesearch at most 10 % above the best constant rate", below, "fig14", "linesearch", "constant", 1.1),
+    ("14", "mini-batches: greedy likewise", below, "fig14", "greedy", "constant", 1.1),
+    ("15", "η = 2/λ is poor: CDAT σ = 2 ends below", below, "fig15", "CDAT σ = 2", "exact σ = 2"),
+    ("15", "η = 3/λ is good: at most 10 % above CDAT σ = 2", below, "fig15", "exact σ = 3", "CDAT σ = 2", 1.1),
+    ("16", "at (nearly) each step the greedy rate lowers the loss most", within, "fig16 tanh", "CDAT σ = 2", "gain", 0.95, 1),
+    ("17", "successive updates end up opposed (cosine below −0.5)", within, "fig17 tanh", "CDAT σ = 2", "turn", -1, -0.5),
+    ("18", "gains grow with width", gains, "fig18", "width"),
+    ("18", "gains grow with depth", gains, "fig18", "depth"),
+    ("18", "gains fade with weight decay", gains, "fig18", "weight_decay", False),
+    ("19", "a tuned schedule beats CDAT σ = 2", below, "fig19", "schedule", "CDAT σ = 2"),
+    ("C.3", "a CDAT step takes 1.5 to 2.5 times that of a constant rate", logged_cost, "", "cdat", 1.5, 2.5),
+]  # fmt: skip
+
+
+def claims(kinds):
+    """The verdicts in Markdown. kinds(name) lists the kinds of runs of an experiment."""
+    lines = []
+    for figure, claim, measure, experiments, *arguments in CLAIMS:
+        found = measure([kind for name in experiments.split() for kind in kinds(name)], *arguments)
+        held = sum(holds for *_, holds in found)
+        verdict = "holds" if held == len(found) else f"holds partly ({held} of {len(found)})" if held else "does not hold"
+        settings = [setting for setting, *_ in found]
+        short = [setting.split(",")[0] for setting in settings]
+        settings = short if len({*short}) == len(short) else settings
+        measured = "; ".join(f"{setting}: {text}" for setting, (_, text, _) in zip(settings, found))
+        lines.append([figure, claim, measured, verdict if found else "not run"])
+    return markdown(["figure", "claim", "measured: median over the seeds", "verdict"], lines)

@@ -97,15 +97,20 @@ def write(losses):
 
 
 def test_a_verdict_holds_in_all_settings_in_some_or_in_none(tiny, monkeypatch):
-    claims = [("1", "a", lambda: results.below(experiments.kinds("tiny"), "CDAT σ = 2", "constant"))]
-    monkeypatch.setattr(experiments, "CLAIMS", claims)
-    assert "not run" in experiments.claims()
+    claim = ("1", "a", results.below, "tiny", "CDAT σ = 2", "constant")
+    monkeypatch.setattr(results, "CLAIMS", [claim])
+    verdicts = lambda: results.claims(experiments.kinds)
+    assert "not run" in verdicts()
     write([3, 5, 3, 4])
-    assert "mlp, digits: 3.5 against 4 | holds |" in experiments.claims()
+    assert "mlp: 3.5 against 4 | holds |" in verdicts()
     write([3, 5, 3, "inf"])
-    assert "mlp, digits: inf against 4 | does not hold |" in experiments.claims()
-    monkeypatch.setattr(experiments, "CLAIMS", [(*claims[0][:2], lambda: [("a", "1", True), ("b", "2", False)])])
-    assert "holds partly (1 of 2)" in experiments.claims()
+    assert "mlp: inf against 4 | does not hold |" in verdicts()
+    monkeypatch.setattr(results, "CLAIMS", [("1", "a", lambda kinds: [("a, x", "1", True), ("a, y", "2", False)], None)])
+    assert "a, x: 1; a, y: 2 | holds partly (1 of 2)" in verdicts()
+
+
+def test_every_claim_can_be_measured_before_anything_has_run():
+    assert results.claims(lambda name: experiments.EXPERIMENTS[name] and []).count("not run") > 25
 
 
 def test_a_label_is_not_the_beginning_of_a_longer_number(tiny):

@@ -73,17 +73,29 @@ def test_examples_in_docstrings_run(module):
     assert attempted and not failed
 
 
-@pytest.mark.parametrize("name, expression", [
-    ("gd", "m.norm({'a': m.jnp.ones(4)})"),
-    ("tuners", "m.cdat().init(m.jnp.ones(2))"),
-    ("sharpness", "m.power_iteration(lambda v: 3 * v, m.jnp.ones(2))"),
-    ("models", "m.count(m.mlp((8, 8, 1), 10))"),
-    ("data", "m.load('pydocs', samples=2).x.shape"),
-    ("plots", "m.edge({'optimizer': 'gd'})"),
-    ("theory", "m.__doc__"),
-])  # fmt: skip
-def test_each_library_file_works_alone_in_an_empty_folder(tmp_path, name, expression):
-    shutil.copy(ROOT / f"{name}.py", tmp_path)
-    code = f"import {name} as m; print({expression})"
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0 and run.stdout.strip(), run.stderr
+ALONE = {  # by file: something that it must be able to do
+    "gd": "m.norm({'a': m.jnp.ones(4)})",
+    "tuners": "m.cdat().init(m.jnp.ones(2))",
+    "sharpness": "m.power_iteration(lambda v: 3 * v, m.jnp.ones(2))",
+    "models": "m.count(m.mlp((8, 8, 1), 10))",
+    "data": "m.load('pydocs', samples=2).x.shape",
+    "plots": "m.edge({'optimizer': 'gd'})",
+    "theory": "m.__doc__",
+}
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """Each library file at work in an empty folder of its own, all at the same time."""
+    runs = {}
+    for name, expression in ALONE.items():
+        shutil.copy(ROOT / f"{name}.py", folder := tmp_path_factory.mktemp(name))
+        code = f"import {name} as m; print({expression})"
+        runs[name] = subprocess.Popen([sys.executable, "-c", code], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return runs
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_each_library_file_works_alone_in_an_empty_folder(started, name):
+    out, error = started[name].communicate()
+    assert started[name].returncode == 0 and out.strip(), error

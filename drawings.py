@@ -1,0 +1,312 @@
+"""How the paper's figures are drawn, where lines over steps are not enough, and close-ups of a few steps.
+
+What this file teaches: to compare tuners by what they end with, each at its best setting, and to look inside a run.
+A drawing is a function draw(runs, file) of (config, history) pairs, in which config["run"] names a run but for its
+seed and config["name"] is what tables call it. The close-ups take no runs: what they show is not in a log, so they
+train by themselves.
+Read next: theory.py, whose model the first close-up tests.
+"""
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import gd
+import models
+import plots
+import theory
+import train
+import tuners
+
+SEARCHED = ("constant", "schedule", "linesearch", "polyak", "hypergradient")  # tuners shown at their best setting
+
+
+def median_loss(runs):
+    """By kind of run: the median over the seeds of the final loss, inf where most diverged."""
+    losses = {}
+    for config, history in runs:
+        losses.setdefault(config["run"], []).append(plots.final_loss(history))
+    return {kind: np.median(values) for kind, values in losses.items()}
+
+
+def tuned(runs, searched=SEARCHED):
+    """The runs less those of a searched tuner that another of its runs in the same setting beats."""
+    losses, best, kept = median_loss(runs), {}, []
+    for config, _ in runs:
+        group = plots.setting_of(config), config["tuner"]
+        best[group] = min(best.get(group, config["run"]), config["run"], key=losses.get)
+    for config, history in runs:
+        if config["tuner"] not in searched:
+            kept.append((config, history))
+        elif config["run"] == best[plots.setting_of(config), config["tuner"]]:
+            kept.append((config | {"name": "CDAT" if config["tuner"] == "cdat" else config["tuner"]}, history))
+    return kept
+
+
+def panels(*quantities, searched=SEARCHED):
+    """The tuned runs over their steps, a column for each setting."""
+    return lambda runs, file: plots.draw(tuned(runs, searched), file, quantities)
+
+
+def heat(x, y, split):
+    """log10 of the final loss, the median over the seeds, over two settings; a panel for each value of split.
+
+    The best of each row has a frame, a cell that blew up a cross.
+    """
+
+    def draw(runs, file):
+        losses, start = median_loss(runs), max(history["loss"][0] for _, history in runs)
+        values = lambda name: sorted({config[name] for config, _ in runs})
+        xs, ys, parts = values(x), values(y), values(split)
+        if y == "batch_size" and ys[0] == 0:
+            ys = ys[1:] + [0]  # the full batch is the largest
+        figure, axes = plt.subplots(1, len(parts), squeeze=False, layout="constrained", figsize=(4.6 * len(parts), 3.2))
+        for axis, part in zip(axes[0], parts):
+            cells = {(config[y], config[x]): losses[config["run"]] for config, _ in runs if config[split] == part}
+            table = np.array([[cells.get((b, a), np.inf) for a in xs] for b in ys])
+            blown_up = ~(table < start)
+            table[blown_up] = np.nan
+            image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=np.log10(min(losses.values())),
+                                vmax=np.log10(start))  # fmt: skip
+            for row, best in enumerate(np.argmin(np.where(blown_up, np.inf, table), axis=1)):
+                axis.add_patch(plt.Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color="#D55E00", linewidth=2))
+            for row, column in np.argwhere(blown_up):
+                axis.text(column, row, "×", ha="center", va="center", fontsize=12)
+            axis.set_xticks(range(len(xs)), [f"{value:g}" for value in xs])
+            axis.set_yticks(range(len(ys)), ["all" if y == "batch_size" and value == 0 else f"{value:g}" for value in ys])
+            axis.set(xlabel=plots.NAMES.get(x, x), ylabel=plots.NAMES.get(y, y))
+            axis.set_title(f"{plots.NAMES.get(split, split)} = {part:g}", fontsize=10)
+        figure.colorbar(image, ax=axes[0].tolist(), label="log₁₀ final training loss")
+        plots.finish(figure, axes, file)
+
+    return draw
+
+
+def width_and_depth(runs, file):
+    """Figure 18: the final loss against what varies, for each tuner; the constant rate is tuned."""
+    losses = median_loss(runs)
+    names = ("width", "depth", "weight_decay", "samples")
+    values = {name: [config[name] for config, _ in runs] for name in names}
+    plain = {name: max(values[name], key=values[name].count) for name in names}  # what the others are when one varies
+    figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained", sharey=True)
+    for axis, name in zip(axes, names):
+        best = {}
+        for config, _ in runs:
+            if all(config[other] == plain[other] for other in names if other != name):
+                label = "constant, tuned" if config["tuner"] == "constant" else config["name"].split(",")[0]
+                of_tuner = best.setdefault(label, {})
+                of_tuner[config[name]] = min(losses[config["run"]], of_tuner.get(config[name], np.inf))
+        for k, (label, points) in enumerate(best.items()):
+            color, style = plots.look("cdat" if k else "constant", max(k - 1, 0))
+            axis.plot(*zip(*sorted(points.items())), style, marker="o", color=color, label=label, markersize=4)
+        axis.set_xlabel(plots.NAMES.get(name, name))
+        axis.set_xscale("symlog", linthresh=1e-5) if name == "weight_decay" else axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+    axes[0].set_ylabel("final training loss")
+    plots.finish(figure, axes, file)
+
+
+def at_equal_loss(runs, file):
+    """Test loss and accuracy against training loss, so that runs are compared where they fit equally well."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for config, history in tuned(runs):
+        measured = np.isfinite(history["test_loss"])
+        for axis, quantity in zip(axes, ("test_loss", "test_accuracy")):
+            axis.plot(history["loss"][measured], history[quantity][measured], color=plots.COLORS[config["tuner"]],
+                      linewidth=1, label=config["name"])  # fmt: skip
+            axis.set(xscale="log", xlabel="training loss (time runs to the left)", ylabel=plots.QUANTITIES[quantity])
+    axes[0].set_yscale("log")
+    axes[1].set_ylim(0.9, 1)
+    plots.finish(figure, axes, file)
+
+
+def against(other):
+    """The final loss of each run over the median one of the runs called `other`, setting by setting."""
+
+    def draw(runs, file):
+        runs = [(config["name"].split(",")[0], plots.setting_of(config), config["tuner"], plots.final_loss(history))
+                for config, history in tuned(runs)]  # fmt: skip
+        settings = list(dict.fromkeys(setting for _, setting, _, _ in runs))
+        names = list(dict.fromkeys((name, tuner) for name, _, tuner, _ in runs))
+        base = {setting: np.median([run[3] for run in runs if run[:2] == (other, setting)]) for setting in settings}
+        figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
+        for name, setting, tuner, loss in runs:
+            color, _ = plots.look(tuner, [pair for pair in names if pair[1] == tuner].index((name, tuner)))
+            x = settings.index(setting) + (names.index((name, tuner)) - (len(names) - 1) / 2) / (len(names) + 2)
+            ratio = np.clip(loss / base[setting], 1 / 30, 30)
+            axis.plot(x, ratio, "x" if ratio in (1 / 30, 30) else "o", color=color, label=name, markersize=4)
+        axis.axhline(1, color="#999999", linewidth=0.8, zorder=0)
+        axis.set(yscale="log", ylim=(1 / 40, 40), xlim=(-0.6, len(settings) - 0.4))
+        axis.set_ylabel(f"final loss over that of {other}\n(crosses: 30 times and beyond)", fontsize=9)
+        axis.set_xticks(range(len(settings)), [setting.replace(", ", "\n") for setting in settings])
+        for x in range(1, len(settings)):
+            axis.axvline(x - 0.5, color="#DDDDDD", linewidth=0.8, zorder=0)
+        plots.finish(figure, axis, file)
+
+    return draw
+
+
+# ------------------------------------------------------------------------------------------- the simplified model
+
+
+def curves(file, models):
+    """The simplified model: a column for each title, with its paths by label; rows η, λ, y and p."""
+    figure, axes = plt.subplots(4, len(models), sharex="col", figsize=(4.4 * len(models), 6.6), layout="constrained")
+    colors = {}  # by label, in both columns
+    for column, (title, paths) in zip(axes.T, models.items()):
+        for label, path in paths.items():
+            color = colors.setdefault(label, ("#0072B2", "#D55E00", "#009E73")[len(colors) % 3])
+            for axis, values in zip(column, (path.learning_rate, path.sharpness, path.y, path.p)):
+                axis.plot(values, color=color, label=label, linewidth=1)
+        for axis, name in zip(column, ("learning rate η", "sharpness λ", "y = ηλ − 2", "p = x²")):
+            axis.set_ylabel(name, fontsize=9)
+        column[0].set_title(title, fontsize=10)
+        column[2].axhline(0, color="#999999", linewidth=0.8, zorder=0)
+        column[2].set_ylim(-0.6, 0.6)
+        column[3].set_yscale("log")
+        column[3].set_ylim(bottom=max(1e-12, min(float(path.p.min()) for path in paths.values())))
+        column[3].set_xlabel("step", fontsize=9)
+    plots.finish(figure, axes, file)
+
+
+def figure_4(_, file):
+    """Figure 4: a constant rate (also with the new p in the λ update), and a rate held below the edge."""
+    constant = {"as printed": theory.constant_rate(), "semi-implicit": theory.constant_rate(semi_implicit=True)}
+    curves(file, {"constant rate": constant, "rate held below the edge": {"y = −0.1": theory.below_edge()}})
+
+
+def figure_9(_, file):
+    """Figure 9: CDAT at σ = 2 and 1.9, near the start and for long."""
+    paths = lambda steps: {f"σ = {sigma:g}": theory.cdat_model(sigma, steps=steps) for sigma in (2, 1.9)}
+    curves(file, {"first 400 steps": paths(400), "4000 steps": paths(4000)})
+
+
+# ------------------------------------------------------------------------------------------------------ close-ups
+
+
+def objective(config, samples, classes):
+    """The loss of the default network, with its weight decay, as f(w, samples)."""
+    network = models.mlp(samples[0].shape[1:], classes)
+    return network, lambda w, batch: (train.mse(network.apply(w, batch[0]), batch[1])
+                                      + config.weight_decay / 2 * gd.dot(w, w))  # fmt: skip
+
+
+def follow(first, steps, **flags):
+    """Steps first to first + steps of a run of the default network: yields (t, f, w, top eigenvector, row) at each."""
+    config = train.Config(sharpness_every=1, sharpness_tol=1e-4, **flags)
+    samples, _, classes, *_ = train.placed(config)
+    _, f = objective(config, samples, classes)
+    state, advance, _ = train.prepare(config)
+    for t in range(first + steps):
+        w = jax.tree.map(jnp.copy, state[0].w)  # the step gives its carry away
+        row, state = advance(t, state)
+        if t >= first:
+            yield t, lambda w: f(w, samples), w, state[1], row
+
+
+def overlay(_, file, first=100, steps=100, lr=0.1):
+    """The sharpness of a real run at a constant rate, and what the model (4) makes of its a, b and x.
+
+    λ swings with x from step to step, which the model leaves out: means of two neighbouring steps are compared.
+    """
+    measure, found = None, []
+    for _, f, w, v, _ in follow(first, steps, tuner="constant", lr=lr):
+        measure = measure or jax.jit(lambda w, v: theory.measure(f, w, v))
+        found.append(jax.device_get(measure(w, v)))
+    pairs = lambda values: (values[1:] + values[:-1]) / 2
+    lam, x, _, a, b = np.array(found).T
+    rise, fall = pairs(lr * a), pairs(lr * b * x**2)
+    figure, axes = plt.subplots(2, 1, figsize=(7, 4.6), sharex=True, layout="constrained")
+    t = first + np.arange(steps - 1)
+    axes[0].plot(t, pairs(lam), color="#000000", label="measured λ", linewidth=1.5)
+    for share, style, name in ((0.5, "-", "model (4), b = ½‖∇λ‖²"), (1, "--", "model (4), b = ‖∇λ‖²")):
+        change = (rise - share * fall)[:-1]
+        axes[0].plot(t, lam[:2].mean() + np.append(0, np.cumsum(change)), style, color="#D55E00", label=name, linewidth=1)
+        print(f"{name}: mean change of λ a step {change.mean():.4f}, measured {np.diff(pairs(lam)).mean():.4f}; "
+              f"correlation {np.corrcoef(change, np.diff(pairs(lam)))[0, 1]:.2f}")  # fmt: skip
+    axes[1].plot(t, rise, color="#0072B2", label="sharpening ηa", linewidth=1)
+    axes[1].plot(t, fall, "--", color="#CC79A7", label="feedback ηx²‖∇λ‖²", linewidth=1)
+    for axis, name in zip(axes, ("sharpness λ", "change of λ in a step")):
+        axis.set_ylabel(name, fontsize=9)
+    axes[1].set_xlabel("step")
+    plots.finish(figure, axes, file)
+
+
+def resets(_, file, first=120, steps=40):
+    """A run of `feedback` around its resets, and the loss along the top eigenvector before and after one."""
+    run = list(follow(first, steps, tuner="feedback"))
+    column = lambda name: np.array([row[name] for *_, row in run], float)
+    t, loss, eta, lam = map(column, ("step", "loss", "learning_rate", "sharpness"))
+    f = run[0][1]
+    ratio = jax.jit(lambda w, u: tuners.curvature(f, w, u) / gd.dot(u, u))  # d/n, as u = −g
+    reset = np.array([row["learning_rate"] * ratio(w, jax.grad(f)(w)) < 1.5 for _, _, w, _, row in run])  # σ = η d/n (8)
+    figure, axes = plt.subplots(2, 2, figsize=(9, 5.2), layout="constrained")
+    for axis, values, name in zip(axes.flat, (loss, lam, eta * lam - 2), ("training loss", "sharpness λ", "y = ηλ − 2")):
+        axis.plot(t, values, color=plots.COLORS["feedback"], linewidth=1.2)
+        axis.plot(t[reset], values[reset], "o", color="#000000", markersize=4, label="reset, σ = 1")
+        axis.set_title(name, fontsize=9, loc="left")
+        axis.set_xlabel("step", fontsize=9)
+    axes[1, 0].axhline(0, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
+    at = next((k for k in np.flatnonzero(reset) if 0 < k < steps - 1), 1)  # the first of them
+    for k, color, style in ((at - 1, "#CC79A7", ":"), (at, "#000000", "-"), (at + 1, "#0072B2", "--")):
+        _, _, w, v, _ = run[k]
+        x = gd.dot(jax.grad(f)(w), v) / lam[k]  # from the bottom, as in theory.py
+        s = np.linspace(-1.6, 1.6, 41) * max(abs(float(x)), 0.1)
+        along = jax.jit(jax.vmap(lambda s: f(tuners.move(w, s - x, v))))(s)
+        axes[1, 1].plot(s * np.sign(x), along, style, color=color, linewidth=1.2,
+                        label=f"step {t[k]:.0f}" + ", reset" * bool(k == at))  # fmt: skip
+        axes[1, 1].plot(abs(x), f(w), "o", color=color, markersize=5)
+    axes[1, 1].set_title("loss along the top eigenvector, from its bottom", fontsize=9, loc="left")
+    axes[1, 1].set_xlabel("displacement |x|", fontsize=9)
+    plots.finish(figure, axes, file)
+
+
+def cosine(a, b):
+    """cos∠(a, b)."""
+    return gd.dot(a, b) / (gd.norm(a) * gd.norm(b))
+
+
+def resetting(sign, start):
+    """A tuner like `feedback`, at σ = 1 where sign(memory, value, u) -> (whether, memory) says so; memory from start(w)."""
+
+    def rate(state, f, w, value, g, u):
+        reset, memory = sign(state[0], value, u)
+        eta, averages = tuners.cdat(jnp.where(reset, 1.0, 2.5)).rate(state[1], f, w, value, g, u)
+        return eta, (memory, averages)
+
+    return tuners.Tuner(lambda w: (start(w), tuners.cdat().init(w)), rate)
+
+
+def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop"), seeds=3):
+    """The final loss where something else than a loss above its average asks for the greedy step."""
+    highest, zeros = lambda w: jnp.full((), jnp.inf), lambda w: jax.tree.map(jnp.zeros_like, w)
+    rules = {
+        "CDAT σ = 2": tuners.cdat(),
+        "feedback": tuners.feedback(),
+        "the last step raised the loss": resetting(lambda last, value, u: (value > last, value), highest),
+        "it is 20 % above its lowest": resetting(lambda low, value, u: (value > 1.2 * low, jnp.minimum(low, value)), highest),
+        "u turned: cos < −0.9": resetting(lambda last, value, u: (cosine(u, last) < -0.9, u), zeros),
+        "every third step": resetting(lambda t, value, u: (t % 3 == 2, t + 1), lambda w: jnp.zeros((), int)),
+    }
+    samples, _, classes, *_ = train.placed(train.Config())
+    network, f = objective(train.Config(), samples, classes)
+    figure, axes = plt.subplots(1, len(names), figsize=(9, 2.8), sharey=True, squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names):
+        optimizer = gd.OPTIMIZERS[name]()
+        for row, (rule, tuner) in enumerate(rules.items()):
+            step, losses = jax.jit(gd.make_step(f, optimizer, tuner), donate_argnums=0), []
+            for seed in range(seeds):
+                carry, history = gd.init_carry(network.init(jax.random.key(seed)), optimizer, tuner), []
+                for _ in range(steps):
+                    carry, metrics = step(carry, samples)
+                    history.append(metrics["loss"])
+                losses.append(plots.final_loss({"loss": np.array(history)}))
+            print(f"{name}, {rule}: {np.median(losses):.3g}", flush=True)
+            axis.plot(losses, [row] * seeds, "o", color=plots.COLORS["feedback" if row else "cdat"], alpha=0.7)
+        axis.set_yticks(range(len(rules)), rules)
+        axis.set(xscale="log", xlabel="final training loss")
+        axis.xaxis.set_minor_formatter(plt.NullFormatter())
+        axis.set_title(name, fontsize=9, loc="left")
+    axes[0, 0].invert_yaxis()
+    plots.finish(figure, axes, file)
