@@ -13,8 +13,9 @@ arrays, when every byte is accounted for: a file is what its format says, or an 
     pydocs       nothing: Python carries its documentation   text
 
 What is missing is downloaded, checked, and only then given its name. Training calls `load` alone.
-Copying: this file needs numpy, and Pillow for imagenette; a reader such as `read_idx` needs `read`
-and `require` beside it. Read next: train.py, which puts a model on these arrays.
+Copying: this file needs numpy, and Pillow for imagenette; the digits need their file beside it. A
+reader such as `read_idx` (of a Path) needs `read` and `require`; a loader also what it calls.
+Read next: train.py, which puts a model on these arrays.
 """
 
 import gzip
@@ -53,11 +54,8 @@ SOURCES = {
     "mnist/train-labels-idx1-ubyte.gz": ("md5:a25bea736e30d166cdddb491f175f624", MNIST),
     "mnist/t10k-images-idx3-ubyte.gz": ("md5:2646ac647ad5339dbf082846283269ea", MNIST),
     "mnist/t10k-labels-idx1-ubyte.gz": ("md5:27ae3e4e09519cfbb04c329615203637", MNIST),
-    "cifar-10-batches-bin": (
-        "md5:c32a1d4ab5d03f1284b67883e8d87530",
-        CIFAR + "10-binary.tar.gz",
-        CIFAR_2 + "10-binary.tar.gz",
-    ),
+    "cifar-10-batches-bin": ("md5:c32a1d4ab5d03f1284b67883e8d87530", CIFAR + "10-binary.tar.gz",
+                             CIFAR_2 + "10-binary.tar.gz"),
     "cifar-100-binary": ("md5:03b5dce01913d631647c71ecec9e9cb8", CIFAR + "100-binary.tar.gz"),
     "imagenette2-320": ("md5:3df6f0d01a2c9592104656642f5e78a3", FAST_AI + "imagenette2-320.tgz"),
     "tinyshakespeare/input.txt": (
@@ -376,6 +374,7 @@ def load(name, folder="datasets", samples=0, image_size=224, standardize=False):
     samples: how many to train on, 0 for all. Classes take turns, so the first k are balanced for
     every k; text comes from its start. The test part is always whole.
     standardize: shift and scale each channel so that training pixels have mean 0, deviation 1.
+    A file is read whole before samples are taken, and the test part is kept whole, as float32.
     ValueError or OSError, in one line, for wrong arguments and for missing or broken files.
 
     >>> data = load("digits", samples=1024)

@@ -11,7 +11,8 @@ and only the two middle lines differ. `make_step` is that loop's body, written o
 
 Symbols: w parameters (any pytree), f(w) training loss with the batch bound, g = ∇f(w), u the update direction
 (it points downhill: gradient descent has u = −g), η the learning rate, P the preconditioner of u = −P⁻¹g.
-Copying: this file needs JAX alone. Nothing here is jitted: jit the step you make (its carry can be donated).
+Copying: this file needs JAX alone. Nothing here is jitted: jit the step you make (its carry can be donated). Parameters
+are float32 or float64: in half precision β₂ᵗ and ν lose their digits.
 Paper: Roulet et al. 2024, arXiv:2407.06183, Sections 2 and 4, Appendix B. Read next: tuners.py.
 """
 
@@ -149,9 +150,10 @@ OPTIMIZERS = {"gd": gd, "momentum": momentum, "rmsprop": rmsprop, "adam": adam}
 def mean_over_chunks(fn, size):
     """fn(w, batch) averaged over chunks of the batch of `size` samples: memory for one chunk, time for all.
 
-    For any fn that is a mean over samples and returns a pytree: a loss, jax.value_and_grad of it, a
+    For any fn that is a mean (not a sum) over samples and returns a pytree: a loss, jax.value_and_grad of it, a
     Hessian-vector product. Wrap it *around* those: the gradient of a chunked loss would keep the
     activations of every chunk. A smaller last chunk is weighted by its size; size 0 means the whole batch.
+    ValueError unless all arrays of the batch have the samples along axis 0: bind keys and the like in fn.
 
     >>> mean = lambda w, x: w * jnp.mean(x)
     >>> float(mean_over_chunks(mean, 2)(2.0, jnp.array([1.0, 2.0, 6.0])))
@@ -161,7 +163,10 @@ def mean_over_chunks(fn, size):
         return fn
 
     def mean(w, batch):
-        n = jax.tree.leaves(batch)[0].shape[0]
+        lengths = {a.shape[:1] for a in jax.tree.leaves(batch)}
+        if len(lengths) != 1 or () in lengths:
+            raise ValueError(f"the arrays of a batch must be equally long along axis 0; their shapes begin {sorted(lengths)}")
+        n = lengths.pop()[0]
         if n <= size:
             return fn(w, batch)
 
@@ -181,8 +186,9 @@ def mean_over_chunks(fn, size):
 def init_carry(w, optimizer, tuner):
     """What a step carries to the next: parameters, both states and a zero direction.
 
-    >>> from tuners import cdat
-    >>> init_carry(jnp.ones(2), gd(), cdat()).u.tolist()
+    >>> from types import SimpleNamespace
+    >>> half = SimpleNamespace(init=lambda w: (), rate=lambda state, f, w, value, g, u: (0.5, state))
+    >>> init_carry(jnp.ones(2), gd(), half).u.tolist()
     [0.0, 0.0]
     """
     return Carry(w, optimizer.init(w), tuner.init(w), jax.tree.map(jnp.zeros_like, w))
@@ -197,20 +203,23 @@ def make_step(loss, optimizer, tuner, chunk_size=0):
     loss f(w), learning_rate η, grad_norm ‖g‖, and turn, the cosine between this direction and the last
     (nan at the first step). Costs one gradient, and what the tuner asks of f.
 
-    >>> from tuners import constant
+    >>> from types import SimpleNamespace
+    >>> half = SimpleNamespace(init=lambda w: (), rate=lambda state, f, w, value, g, u: (0.5, state))
     >>> loss = lambda w, batch: 0.5 * jnp.sum(w**2)
-    >>> step = jax.jit(make_step(loss, gd(), constant(0.5)), donate_argnums=0)
-    >>> carry = init_carry(jnp.array([1.0, 2.0]), gd(), constant(0.5))
+    >>> step = jax.jit(make_step(loss, gd(), half), donate_argnums=0)
+    >>> carry = init_carry(jnp.array([1.0, 2.0]), gd(), half)
     >>> for _ in range(3):
     ...     carry, metrics = step(carry, None)
     >>> carry.w.tolist(), float(metrics["learning_rate"])
     ([0.125, 0.25], 0.5)
     """
     value_and_grad = mean_over_chunks(jax.value_and_grad(loss), chunk_size)
+    # What a tuner differentiates in reverse must not keep the activations of all chunks: they are computed again.
+    chunked = mean_over_chunks(jax.checkpoint(loss), chunk_size) if chunk_size else loss
 
     def step(carry, batch):
         w, state, tuner_state, u_last = carry
-        f = lambda w: mean_over_chunks(loss, chunk_size)(w, batch)
+        f = lambda w: chunked(w, batch)
         value, g = value_and_grad(w, batch)
         u, state = optimizer.direction(state, g)
         eta, tuner_state = tuner.rate(tuner_state, f, w, value, g, u)

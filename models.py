@@ -11,8 +11,9 @@ The networks are those of section 3 of "Stepping on the Edge: Curvature Aware Le
 
 A factory takes the shape of one sample, the number of classes (for text, of characters) and
 options; what does not fit is a ValueError of one line. It writes a spec, the shape and the start of
-every array of w, and `apply`. To copy one out, take the types, the checks and the layers it names.
-To read next: `gd.py`, which trains what is built here.
+every array of w, and `apply`.
+Copying: this file needs JAX alone; to copy one network out, take all above "Networks" and its own functions.
+Read next: gd.py, which trains what is built here.
 """
 
 import math
@@ -270,9 +271,8 @@ def resnet(shape, classes, depth=10, width=16, norm="none", stem="small"):
     check("resnet", 3, shape, classes=classes, width=width)
     stages = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
     stems = {"small": (3, 1), "imagenet": (7, 2)}  # kernel size and stride
-    require(depth in stages, f"resnet: depth must be one of {[*stages]}, not {depth!r}")
-    require(norm in NORMS, f"resnet: norm must be one of {[*NORMS]}, not {norm!r}")
-    require(stem in stems, f"resnet: stem must be one of {[*stems]}, not {stem!r}")
+    for name, value, of in ("depth", depth, stages), ("norm", norm, NORMS), ("stem", stem, stems):
+        require(value in of, f"resnet: {name} must be one of {[*of]}, not {value!r}")
     bottleneck, blocks = depth == 50, sum(stages[depth])
     scale = blocks ** (-1 / 4 if bottleneck else -1 / 2) if norm == "none" else 1.0
     inner = [width * 2**stage for stage, n in enumerate(stages[depth]) for _ in range(n)]

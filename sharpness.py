@@ -38,7 +38,7 @@ def hvp(f, w, v):
 
 
 # Steps of the iteration on flat vectors. Full precision: a reduced one (TF32) would move λ by more than the tolerance.
-dot = functools.partial(jnp.matmul, precision="highest")
+matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 def unit(v):
@@ -74,9 +74,9 @@ def residual_of(basis, products):
     [2.0, 3.0, 1.0, [0.0, 1.0]]
     """
     v, hv = basis[0], products[0]
-    value = dot(v, hv)
+    value = matmul(v, hv)
     off = unit(hv - value * v)
-    off = off - dot(dot(basis, off), basis)
+    off = off - matmul(matmul(basis, off), basis)
     return value, jnp.linalg.norm(hv - value * v), jnp.linalg.norm(off), unit(off)
 
 
@@ -88,7 +88,7 @@ def extend(basis, products, off, product):
     [[2.0, 3.0], [3.0, 4.0]]
     """
     basis, products = jnp.vstack([basis, off]), jnp.vstack([products, product])
-    return basis, products, dot(basis, products.T)
+    return basis, products, matmul(basis, products.T)
 
 
 @jax.jit
@@ -98,7 +98,7 @@ def rotate(rows, basis, products):
     >>> rotate(jnp.array([[0.0, 1.0]]), jnp.eye(2), jnp.array([[2.0, 3.0], [3.0, 4.0]]))[1].tolist()
     [[3.0, 4.0]]
     """
-    return dot(rows, basis), dot(rows, products)
+    return matmul(rows, basis), matmul(rows, products)
 
 
 def best_rows(h):
@@ -122,8 +122,9 @@ def best_rows(h):
 def power_iteration(matvec, v, tol=1e-3, max_iters=1000):
     """The largest eigenvalue of a symmetric matrix H that is known by its products alone.
 
-    matvec(v) -> Hv on pytrees like v (jit it), v the start (not zero). Stops at ‖Hv − λv‖ ≤ tol |λ| or after
-    max_iters products; one product an iteration, and memory for six vectors.
+    matvec(v) -> Hv on pytrees like v (jit it), v the start (not zero). Returns an `Eigenpair`. Stops at ‖Hv − λv‖ ≤
+    tol |λ|, where rounding lets it go no further, or after max_iters ≥ 1 products: compare its residual with tol |λ|.
+    One product an iteration, and memory for six vectors. A host loop that looks at each product: not for inside jit.
 
     Deviation: a plain power iteration, v ← Hv/‖Hv‖, finds the eigenvalue of largest magnitude, crawls where two
     are close, and is not done when its λ no longer changes. Here each iteration takes the unit vector with the
@@ -151,12 +152,17 @@ def power_iteration(matvec, v, tol=1e-3, max_iters=1000):
 
 
 def sharpness(f, w, v, tol=1e-3, max_iters=1000):
-    """The sharpness of f at w by `power_iteration` on `hvp`, started from v (a pytree like w; not zero).
+    """The sharpness of f at w by `power_iteration` on `hvp`, started from v (a pytree like w; not zero): an `Eigenpair`.
 
-    Compiles the product anew for each call: in a training loop jit it once, w and the data being arguments.
+    Compiles the product anew for each call. In a training loop jit it once, with w and the batch as arguments, and start
+    each measurement from the last vector:
 
-    >>> f = lambda w: w[0] ** 2 - 3 * w[1] ** 2
-    >>> round(sharpness(f, jnp.ones(2), jnp.ones(2)).value, 3)
+    >>> f = lambda w, batch: batch * (w[0] ** 2 - 3 * w[1] ** 2)
+    >>> w, v, batch = jnp.ones(2), jnp.ones(2), 5.0
+    >>> product = jax.jit(lambda w, v, batch: hvp(lambda w: f(w, batch), w, v))
+    >>> v = power_iteration(lambda v: product(w, v, batch), v).vector
+
+    >>> round(sharpness(lambda w: f(w, 1.0), w, v).value, 3)
     2.0
     """
     return power_iteration(jax.jit(lambda v: hvp(f, w, v)), v, tol, max_iters)

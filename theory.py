@@ -15,13 +15,13 @@ The model is gradient descent on the smallest loss with such a feedback, ½ (Λ 
     x, p     displacement from the valley's bottom along the top eigenvector v, and p = x²
     ν, q     a second, fixed, small eigenvalue, and the squared displacement there
     a        the sharpening −∇λ·∇f
-    b        the feedback: ‖∇λ‖² in the paper's text, ½‖∇λ‖² in its Appendix A.1. With x a displacement it is the half
+    b        the feedback: ‖∇λ‖² in the paper's text, ½‖∇λ‖² in its Appendix A.1. With x a displacement: half
     σ        scaling factor of CDAT
 
 p and q are squared displacements, not squared gradients: with ∇f = (λx, νz) CDAT's n/d is (λ²p + ν²q)/(λ³p + ν³q),
 which is (9) as printed. So the loss is ½(λp + νq).
 Numbers may be Python's or traced, steps is a Python integer; for many starts use jax.vmap.
-Copying: this file needs JAX alone; take a model with Path, floats and rollout, or `measure` with Measured and dot.
+Copying: this file needs JAX alone; take a model with Path and the helpers it calls, or `measure` with Measured and dot.
 Paper: Roulet et al. 2024, arXiv:2407.06183, equations (4) to (10) and Appendix A; equation numbers are the paper's.
 Read next: experiments.py, where a real run is laid over it.
 """

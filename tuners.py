@@ -13,10 +13,14 @@ quadratic model) and the paper's: stay on the edge of stability, `cdat`. The cor
     η        learning rate
     σ, β     scaling factor of CDAT, and the decay of its moving averages
 
-A tuner is two pure functions: init(w) -> state, and rate(state, f, w, value, g, u) -> (η, state), with
-value = f(w). η and the state keep the dtype of w. Where a rule has no answer (0/0) η is 0: no step is taken.
-Hyperparameters may be Python numbers or traced scalars, so runs that differ only in them share a compilation.
-Copying: take a function, the helpers above it, and call rate between your gradient and your update.
+A tuner is two pure functions: init(w) -> state, and rate(state, f, w, value, g, u) -> (η, state), with value = f(w),
+a scalar with no auxiliary output. w is float32 or float64, and η and the state are of its dtype.
+Where a rule has no answer (n/0, or what is not finite) η is 0: no step is taken. So an η that stays 0 says that u points
+uphill, or that f has no curvature along it. It does not save w from a u that is itself nan.
+Hyperparameters may be Python numbers or traced scalars of the dtype of w, so runs that differ only in them share a
+compilation.
+Copying: take a function, the helpers above it, and call rate between your gradient and your update, inside your jitted
+step. curvature needs forward-mode derivatives, which functions with a custom_vjp do not have.
 Paper: Roulet et al. 2024, arXiv:2407.06183; equation numbers are the paper's. Read next: sharpness.py.
 """
 
@@ -62,8 +66,8 @@ def scalar(value, w):
 def curvature(f, w, u):
     """uᵀHu, the second derivative of t ↦ f(w + tu) at t = 0 (27): a jvp of a jvp.
 
-    Forward over forward: no activation is stored, whatever the depth. Costs about four forward passes
-    beside the one that is shared with the gradient.
+    f(w) -> scalar; w and u pytrees of the same arrays; a scalar. Forward over forward: no activation is stored, whatever
+    the depth. Costs about four forward passes beside the one that is shared with the gradient.
 
     >>> f = lambda w: w[0] ** 2 + w[0] * w[1]
     >>> float(curvature(f, jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])))
@@ -74,7 +78,7 @@ def curvature(f, w, u):
 
 
 def constant(lr):
-    """The same η at every step.
+    """The same η at every step. Costs nothing.
 
     >>> float(constant(0.5).rate((), None, jnp.ones(2), None, None, None)[0])
     0.5
@@ -85,8 +89,8 @@ def constant(lr):
 def schedule(lr, steps, warmup=0.1, decay="cosine"):
     """Linear warm-up from 0 to lr, then constant, or a linear or cosine decay to 0 at `steps`.
 
-    warmup is the fraction of steps that the warm-up takes; decay is "constant", "linear" or "cosine".
-    The state is the number of steps taken.
+    warmup in [0, 1) is the fraction of steps that the warm-up takes; decay is "constant", "linear" or "cosine", else
+    ValueError. The state is the number of steps taken. Costs nothing.
 
     >>> tuner = schedule(lr=1.0, steps=10, warmup=0.2, decay="linear")
     >>> [round(float(tuner.rate(t, None, jnp.ones(2), None, None, None)[0]), 3) for t in range(11)]
@@ -110,14 +114,14 @@ def schedule(lr, steps, warmup=0.1, decay="cosine"):
 
 
 def linesearch(slope=1e-4, slack=0.0, shrink=0.8, grow=4.0, lr_max=1.0, max_trials=1000):
-    """Backtracking to Armijo's condition (1), as in (26): the first η of η₀, c₋η₀, c₋²η₀, … with
+    """Backtracking to the condition (1) of Armijo (1966), as in (26): the first η of η₀, c₋η₀, c₋²η₀, … with
 
         f(w + ηu) ≤ (1 + δ) f(w) + c η g·u,        η₀ = min(c₊ η_last, lr_max)
 
-    slope is c, slack is δ (it helps a search that is stuck at vanishing rates out), shrink is c₋ and grow is c₊,
-    which may be inf: each search then starts at lr_max. The first search starts there as well. A trial whose
+    slope is c, slack is δ (for f ≥ 0: it helps a search that is stuck at vanishing rates out), shrink is c₋ and grow
+    is c₊, which may be inf: each search then starts at lr_max. The first search starts there as well. A trial whose
     loss is nan or infinite fails. When max_trials fail no step is taken, and the next search starts at lr_max.
-    The state is the last η. Costs one evaluation of f a trial, no derivative.
+    The state is the last η. Costs one evaluation of f a trial, no derivative; all max_trials where f(w) is nan.
 
     >>> f = lambda w: 2 * w**2
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -154,9 +158,9 @@ def cdat(sigma=2.0, beta=0.0, eps=0.0):
         η = σ n/d,   n = max(−g·u, 0),   d = |uᵀHu| + ε
 
     σ = 1 is `greedy` (3). σ = 2 is on edge (7): the largest η at which the quadratic model is not above f(w); were
-    u the top eigenvector, ηλ would be 2. With beta > 0 n and d are moving averages, both from zero, whose
-    start-up bias cancels in the ratio. Adam needs that even on the full batch. The state is (n, d).
-    Costs one curvature.
+    u the top eigenvector, ηλ would be 2. With beta in (0, 1) n and d are moving averages, both from zero, whose
+    start-up bias cancels in the ratio. Adam needs that even on the full batch. eps is ε of the paper, which takes 0.
+    The state is (n, d). Costs one curvature.
 
     >>> f = lambda w: 2 * w**2  # here H = λ = 4
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -182,6 +186,7 @@ def greedy():
     """The quadratically greedy rule (3), η = −g·u / uᵀHu: the minimiser of the quadratic model along u.
 
     Deviation: it is `cdat` at σ = 1, so where uᵀHu < 0 and the model has no minimum, |uᵀHu| takes its place.
+    Costs one curvature.
 
     >>> f = lambda w: 2 * w**2
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -200,7 +205,8 @@ def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0):
     eigenvector; once it dominates u, one greedy step (σ = 1) takes just that out. So this oversteps while the loss is
     near its moving average m, and resets where it is above by more than the tolerance τ. Long steps paid for by
     short ones also speed up gradient descent on convex functions (Altschuler and Parrilo 2023; Grimmer 2023).
-    The state is (m, the state of `cdat`); a loss that is not finite does not enter m. Costs one curvature.
+    The loss must be one that falls towards 0: "5 % above" means nothing where it is negative or has a floor. beta is that
+    of `cdat`. The state is (m, the state of `cdat`); a loss that is not finite does not enter m. Costs one curvature.
 
     >>> f = lambda w: 2 * w**2
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -224,9 +230,9 @@ def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0):
 
 
 def polyak(f_min=0.0, lr_max=1.0):
-    """Polyak's rate (23), η = min((f(w) − f*)/‖g‖², lr_max), with f_min the least loss f* there could be.
+    """Polyak's rate (1969) (23), η = min((f(w) − f*)/‖g‖², lr_max), with f_min the least loss f* there could be.
 
-    Where f is convex and u = −g it brings w closer to every minimiser. Costs nothing.
+    It is made for u = −g; where f is convex that step then brings w closer to every minimiser. No state. Costs nothing.
 
     >>> f = lambda w: 2 * w**2
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -242,7 +248,7 @@ def polyak(f_min=0.0, lr_max=1.0):
 
 
 def hypergradient(lr, rate=0.1):
-    """Hypergradient descent on the rate (24): η ← η (1 − β cos∠(∇f(w + ηu), u)), from η = lr.
+    """Hypergradient descent on the rate (Baydin et al. 2018) (24): η ← η (1 − β cos∠(∇f(w + ηu), u)), from η = lr.
 
     The rate grows while the gradient at the new point still agrees with the step, and shrinks where the step went
     too far. `rate` is β. That gradient is the next step's g, so the rule is applied one step later at no
@@ -278,10 +284,10 @@ def noise_like(w):
 def exact(sigma=2.0, iterations=5):
     """σ over the sharpness (25), η = σ/λ, with λ from a few warm-started power iterations a step.
 
-    It asks for the stability of the top eigenvector, whatever u is; `cdat` asks for that of u. Each iteration turns
-    the unit vector v within the plane of v and Hv to where vᵀHv is largest, so λ is the largest algebraic
-    eigenvalue. No step is taken before the residual ‖Hv − λv‖ has once been below a tenth of λ, nor where λ ≤ 0.
-    The state is (v, whether that has happened). Costs `iterations` Hessian-vector products.
+    It asks for the stability of the top eigenvector, whatever u = −g is; `cdat` asks for that of u. Each iteration but
+    the first (at least 2) turns the unit vector v within the plane of v and Hv to where vᵀHv is largest, so λ is the
+    largest algebraic eigenvalue. No step is taken before the residual ‖Hv − λv‖ has once been below a tenth of λ, nor
+    where λ ≤ 0. The state is (v, whether that has happened). Costs `iterations` Hessian-vector products.
 
     >>> f = lambda w: 2 * w[0] ** 2 - 5 * w[1] ** 2  # H = diag(4, −10)
     >>> w, g = jnp.ones(2), jnp.array([4.0, -10.0])

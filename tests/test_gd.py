@@ -213,7 +213,14 @@ def test_20_steps_in_chunks_are_20_steps(pair, size):
         assert_same_training(train(FULL, *pair, numbers, size), train(FULL, *pair, numbers), rtol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["gradient", "curvature", "product"])
+def test_a_batch_whose_arrays_differ_in_length_is_no_batch_of_chunks():
+    mean = gd.mean_over_chunks(lambda w, batch: w * jnp.mean(batch[0]), 3)
+    for other in (jnp.arange(20.0), jnp.ones(())):
+        with pytest.raises(ValueError, match="equally long"):
+            mean(1.0, (jnp.arange(7.0), other))
+
+
+@pytest.mark.parametrize("name", ["gradient", "curvature", "product", "step with exact"])
 def test_memory_in_chunks_does_not_grow_with_the_samples(optimized, name):
     sizes = [64, 128, 128, 10]
     w = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in zip(sizes, sizes[1:])]
@@ -228,7 +235,9 @@ def test_memory_in_chunks_does_not_grow_with_the_samples(optimized, name):
         "gradient": lambda w, v, x: chunked(jax.value_and_grad(mlp_loss))(w, x),
         "curvature": lambda w, v, x: tuners.curvature(lambda w: chunked(mlp_loss)(w, x), w, v),
         "product": lambda w, v, x: chunked(lambda w, x: sharpness.hvp(lambda w: mlp_loss(w, x), w, v))(w, x),
+        "step with exact": lambda w, v, x: step(gd.init_carry(w, gd.gd(), tuners.exact()), x),
     }[name]
+    step = gd.make_step(mlp_loss, gd.gd(), tuners.exact(), 256)
 
     def peak(samples):
         x = jax.ShapeDtypeStruct((samples, 64), jnp.float32)
