@@ -36,10 +36,17 @@ class Normal(NamedTuple):  # the spec of one array: its entries start from N(mea
     mean: float = 0.0
 
 
+def require(ok, message):
+    """ValueError with this one-line message unless ok."""
+    if not ok:
+        raise ValueError(message)
+
+
 def draw(spec, key):
     """w, an array for each Normal in the pytree `spec`; one long draw, cut up, compiles fastest."""
     leaves, tree = jax.tree.flatten(spec, is_leaf=lambda leaf: isinstance(leaf, Normal))
     ends = list(accumulate(math.prod(n.shape) for n in leaves))
+    require(ends[-1] <= 2**31, f"{ends[-1]:.1g} parameters are too many; choose a smaller width or depth")
     noise = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
     arrays = [n.mean + math.sqrt(n.variance) * e.reshape(n.shape) for n, e in zip(leaves, noise)]
     return tree.unflatten(arrays)
@@ -49,12 +56,6 @@ def count(model):
     """Number of parameters, found without drawing any."""
     w = jax.eval_shape(model.init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(w))
-
-
-def require(ok, message):
-    """ValueError with this one-line message unless ok."""
-    if not ok:
-        raise ValueError(message)
 
 
 def check(model, axes, shape, **sizes):

@@ -138,16 +138,32 @@ def parser():
     parser = argparse.ArgumentParser(usage="python train.py [--flag value ...]", description=__doc__.splitlines()[0],
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)  # fmt: skip
     for name, field in FIELDS.items():
-        kind, about = type(field.default), field.metadata
-        text = ", ".join(about["of"]) + ": " * bool(about["of"]) + about["help"]
-        if kind is bool:
+        of, allowed, text = field.metadata["of"], field.metadata["allowed"], field.metadata["help"]
+        text = f"{', '.join(of)}: {text}" if of else text
+        if field.type is bool:
             parser.add_argument(dashed(name), action="store_true", help=text)
             continue
-        words = dict(choices=about["allowed"]) if isinstance(about["allowed"], tuple) else dict(metavar=kind.__name__)
-        several = dict(nargs="+") if name in SEVERAL else {}
-        parser.add_argument(dashed(name), type=kind, help=f"{text} ({field.default})", **words, **several)
+        words = allowed if isinstance(allowed, tuple) else None
+        parser.add_argument(dashed(name), type=field.type, choices=words, metavar=None if words else field.type.__name__,
+                            nargs="+" if name in SEVERAL else None, help=f"{text} ({field.default})")  # fmt: skip
     parser.error = fail
     return parser
+
+
+def check(config):
+    """Raises ValueError for a value that is not allowed."""
+    for name, field in FIELDS.items():
+        value, allowed = getattr(config, name), field.metadata["allowed"]
+        if isinstance(allowed, tuple) and value not in (*allowed, field.default):
+            raise ValueError(f"{dashed(name)} is {value!r}; it must be one of {', '.join(allowed)}")
+        if isinstance(allowed, str):
+            interval, _, more = allowed.partition(" or ")
+            low, high = map(float, interval[1:-1].split(","))
+            at_end = (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+            if not (low < value < high or at_end or str(value) == more):
+                raise ValueError(f"{dashed(name)} is {value}; it must be in {allowed}")
+    if 0 < config.samples < config.batch_size:
+        raise ValueError(f"--batch-size is {config.batch_size}; there are {config.samples} training samples")
 
 
 def configurations(given):
@@ -168,35 +184,19 @@ def configurations(given):
     if not given.get("distributed") and {"coordinator", "processes", "process"} & set(given):
         raise ValueError("--coordinator, --processes and --process apply under --distributed alone")
     runs, applied = [], set()
+    of = lambda name: FIELDS[name].metadata["of"]  # the parts that take a flag; none: all do
     for choice in itertools.product(*(value if isinstance(value, list) else [value] for value in values.values())):
         flags = dict(zip(values, choice))
         takers = {flags[part] for part in PARTS if part != "model" or "preset" not in given}  # a preset fixes its options
-        flags = {name: v for name, v in flags.items() if not (of := FIELDS[name].metadata["of"]) or takers & set(of)}
+        flags = {name: v for name, v in flags.items() if not of(name) or takers & set(of(name))}
         applied |= set(flags)
         runs.append(Config(**flags))  # more than once where the choices differ in nothing that applies
-    for name in given:
-        if name not in applied:
-            takers = ", ".join(FIELDS[name].metadata["of"])
-            raise ValueError(f"{dashed(name)} applies to nothing that was chosen; it belongs to {takers}")
+    unused = [name for name in given if name not in applied]
+    if unused:
+        raise ValueError(f"{dashed(unused[0])} applies to nothing that was chosen; it belongs to {', '.join(of(unused[0]))}")
     for config in runs:
         check(config)
     return list(dict.fromkeys(runs))
-
-
-def check(config):
-    """Raises ValueError for a value that is not allowed."""
-    for name, field in FIELDS.items():
-        value, allowed = getattr(config, name), field.metadata["allowed"]
-        if isinstance(allowed, tuple) and value not in (*allowed, field.default):
-            raise ValueError(f"{dashed(name)} is {value!r}; it must be one of {', '.join(allowed)}")
-        if isinstance(allowed, str):
-            interval, _, more = allowed.partition(" or ")
-            low, high = map(float, interval[1:-1].split(","))
-            ends = {low: interval[0] == "[", high: interval[-1] == "]"}  # whether they belong to it
-            if not (low < value < high or ends.get(value) or str(value) == more):
-                raise ValueError(f"{dashed(name)} is {value}; it must be in {allowed}")
-    if 0 < config.samples < config.batch_size:
-        raise ValueError(f"--batch-size is {config.batch_size}; there are {config.samples} training samples")
 
 
 def name_of(config):
@@ -231,10 +231,9 @@ LOSSES = {"mse": mse, "ce": ce}
 
 def greedy_gain(f, w, u):
     """f(w + η_edge u) − f(w + η_greedy u): what the on-edge rate loses to the greedy one, in this one step."""
-    slope, curved = jax.jvp(lambda w: jax.jvp(f, (w,), (u,))[1], (w,), (u,))  # g·u, uᵀHu
-    eta = -slope / abs(curved)  # (3); the rate on edge is twice that (7)
-    greedy, on_edge = jax.lax.map(lambda eta: f(tuners.move(w, eta, u)), eta * jnp.array([1, 2]))
-    return on_edge - greedy
+    slope = jax.jvp(f, (w,), (u,))[1]  # g·u
+    eta = -slope / jnp.abs(tuners.curvature(f, w, u))  # (3); the rate on edge is twice that (7)
+    return f(tuners.move(w, 2 * eta, u)) - f(tuners.move(w, eta, u))
 
 
 def alignment(u, scale, v):
@@ -269,11 +268,6 @@ def functions(model, options, shape, classes, loss, optimizer, tuner, decay, chu
     the batch of a step among them (None: all), numbers what `numbers_of` returns.
     """
     network = models.MODELS[model](shape, classes, **dict(options))
-    size = math.inf
-    with contextlib.suppress(OverflowError):  # which says that it has more than 64 bits
-        size = models.count(network)
-    if size > 2**31:
-        raise ValueError(f"{model}: {size:.1g} parameters are too many; give a smaller --width or --depth")
     words = {"decay": decay} if tuner == "schedule" else {}
     optimizer_of = lambda numbers: gd.OPTIMIZERS[optimizer](**numbers["optimizer"])
     tuner_of = lambda numbers: tuners.TUNERS[tuner](**numbers["tuner"], **words)
@@ -301,13 +295,11 @@ def functions(model, options, shape, classes, loss, optimizer, tuner, decay, chu
         product = lambda w, batch: sharpness.hvp(lambda w: objective(weight_decay)(w, batch), w, scaled(v))
         return scaled(gd.mean_over_chunks(product, chunk_size)(w, samples))
 
-    def test(w, samples):
-        def both(w, batch):
-            right = jnp.argmax(network.apply(w, batch[0]), -1) == batch[1]
-            return {"test_loss": data_loss(w, batch), "test_accuracy": jnp.mean(right.astype(jnp.float32))}
+    def test(w, batch):
+        right = jnp.argmax(network.apply(w, batch[0]), -1) == batch[1]
+        return {"test_loss": data_loss(w, batch), "test_accuracy": jnp.mean(right.astype(jnp.float32))}
 
-        return gd.mean_over_chunks(both, chunk_size)(w, samples)
-
+    test = gd.mean_over_chunks(test, chunk_size)
     return jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(look), jax.jit(hessian), jax.jit(alignment), jax.jit(test)
 
 
@@ -327,24 +319,24 @@ def finished(config):
 
     Raises ValueError for a folder that holds what only --overwrite may replace, or only --resume may continue.
     """
-    folder = folder_of(config)
+    folder, metrics = folder_of(config), folder_of(config) / "metrics.csv"
     if config.overwrite or not (folder / "config.json").exists():
         return False
-    there = {name: field.default for name, field in FIELDS.items()} | plots.read_settings(folder)
+    held = dataclasses.asdict(Config()) | plots.read_settings(folder)
     matter = [name for name, field in FIELDS.items() if field.metadata["names_run"] or name == "steps"]
-    differ = [name for name in matter if there[name] != getattr(config, name)]
-    longer = differ == ["steps"] and type(there["steps"]) is int and there["steps"] < config.steps and config.tuner != "schedule"
+    differ = [name for name in matter if held[name] != getattr(config, name)]
+    longer = differ == ["steps"] and type(held["steps"]) is int and held["steps"] < config.steps and config.tuner != "schedule"
     if differ and not (longer and config.resume):
-        values = ", ".join(f"{dashed(name)} {there[name]}" for name in differ)
+        values = ", ".join(f"{dashed(name)} {held[name]}" for name in differ)
         raise ValueError(f"{folder}: holds a run with {values}; give --overwrite to replace it, or another --out")
-    over = there.get("status") in ("done", "diverged") and not longer
+    over = held["status"] in ("done", "diverged") and not longer
     if not over and not config.resume:
         raise ValueError(f"{folder}: holds an unfinished run; give --resume to go on, or --overwrite")
     if over:
-        losses = plots.read_metrics(file := folder / "metrics.csv").get("loss", [])
-        ended = len(losses) == config.steps if there["status"] == "done" else not np.isfinite(losses[-1:]).all()
-        if not ended or not file.read_bytes().endswith(b"\n"):
-            raise ValueError(f"{file}: broken, it lacks rows of a run that has ended; give --overwrite to start again")
+        losses = plots.read_metrics(metrics).get("loss", [])
+        whole = len(losses) == config.steps or not np.isfinite(losses[-1:]).all()  # to the end, or to where it diverged
+        if not whole or not metrics.read_bytes().endswith(b"\n"):
+            raise ValueError(f"{metrics}: broken, it lacks rows of a run that has ended; give --overwrite to start again")
     return over
 
 
@@ -369,8 +361,7 @@ def save_config(config, folder, status, **more):
 
 def append(folder, rows):
     """Whole rows at the end of metrics.csv, each number with the digits that read back as the same number."""
-    number = lambda value: str(np.asarray(value)[()])
-    lines = [",".join(number(row.get(name, np.nan)) for name in COLUMNS + MEASURED) + "\n" for row in rows]
+    lines = [",".join(str(row.get(name, np.nan)) for name in COLUMNS + MEASURED) + "\n" for row in rows]
     file = folder / "metrics.csv"
     whole = file.stat().st_size
     try:
@@ -383,8 +374,7 @@ def append(folder, rows):
 
 def checkpoint(folder, t, state):
     """All that the rows from step t on depend on."""
-    leaves = {f"leaf{k}": leaf for k, leaf in enumerate(jax.tree.leaves(state))}
-    replace(folder / "checkpoint.npz", lambda stream: np.savez(stream, step=t, **leaves))
+    replace(folder / "checkpoint.npz", lambda stream: np.savez(stream, *jax.tree.leaves(state), step=t))
 
 
 def begin(config, into, start):
@@ -397,13 +387,13 @@ def begin(config, into, start):
     if config.resume and file.exists():
         leaves, tree = jax.tree.flatten(start)
         try:
-            with np.load(file, allow_pickle=False) as saved:
-                first, new = int(saved["step"]), [saved[f"leaf{k}"] for k in range(len(leaves))]
+            with np.load(file) as saved:
+                first, new = int(saved["step"]), [saved[f"arr_{k}"] for k in range(len(leaves))]  # as savez names them
         except Exception:  # a broken archive makes its readers raise whatever they like
             raise ValueError(f"{file}: broken, or not of this run; give --overwrite to start again") from None
         if [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in new]:
             raise ValueError(f"{file}: of another network or precision; give --overwrite to start again")
-        state = jax.tree.unflatten(tree, map(jnp.asarray, new))
+        state = jax.tree.unflatten(tree, new)
         kept = metrics.read_bytes().splitlines(keepends=True)[: first + 1]  # later rows are run again
         if len(kept) != first + 1 or not kept[-1].endswith(b"\n"):
             raise ValueError(f"{metrics}: broken, it lacks rows before the checkpoint; give --overwrite to start again")
@@ -437,7 +427,7 @@ def placed(config):
         if used < len(devices) and jax.process_count() > 1:
             raise ValueError(f"--batch-size: {size} samples cannot be laid evenly over the {len(devices)} devices")
         mesh = jax.sharding.Mesh(np.array(devices[:used]), ("samples",))
-        laid, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["samples"], []))
+        laid, everywhere = NamedSharding(mesh, PartitionSpec("samples")), NamedSharding(mesh, PartitionSpec())
     samples = jax.device_put((dataset.x, dataset.y), everywhere if config.batch_size else laid)
     few = config.test_samples or None
     held_out = jax.device_put((dataset.x_test[:few], dataset.y_test[:few]), everywhere)
@@ -470,25 +460,22 @@ def prepare(config):
         config.optimizer, config.tuner, config.decay, config.chunk_size)  # fmt: skip
     numbers = numbers_of(config)
 
-    def measure(w, carry, v, rows):
-        """What is measured at w, from which a step led to carry: a dict of columns, and where the next measurement starts."""
-        scale, gain = look(w, carry, samples, rows, numbers)
-        found = {"greedy_gain": gain, **test(w, held_out)}
-        if config.no_sharpness:
-            return found, v
-        some = jax.tree.map(lambda a: a[: config.sharpness_samples or None], samples)
-        top = sharpness.power_iteration(lambda v: hessian(w, scale, v, some, numbers["weight_decay"]), v, config.sharpness_tol)
-        found |= {"sharpness": np.asarray(top.value, gain.dtype), "alignment": align(carry.u, scale, top.vector)}
-        return found, top.vector
-
     def advance(t, state):
         carry, v = state
         rows = jax.device_put(rows_of(config, t, len(samples[0])), laid)
         measured = t % config.sharpness_every == 0
         w = jax.tree.map(jnp.copy, carry.w) if measured else None  # the step gives its carry away
         carry, metrics = step(carry, samples, rows, numbers)
-        found, v = measure(w, carry, v, rows) if measured else ({}, v)
-        return {"step": t, **metrics, **found}, (carry, v)
+        row = {"step": t, **metrics}
+        if measured:
+            scale, gain = look(w, carry, samples, rows, numbers)
+            row |= {"greedy_gain": gain, **test(w, held_out)}
+        if measured and not config.no_sharpness:
+            some = jax.tree.map(lambda a: a[: config.sharpness_samples or None], samples)
+            product = lambda v: hessian(w, scale, v, some, config.weight_decay)
+            value, v, _, _ = sharpness.power_iteration(product, v, config.sharpness_tol)
+            row |= {"sharpness": np.asarray(value, gain.dtype), "alignment": align(carry.u, scale, v)}
+        return row, (carry, v)
 
     carry = init(config.seed, numbers)
     return (carry, jax.tree.map(jnp.ones_like, carry.w)), advance, everywhere
@@ -504,8 +491,7 @@ def train(config, report=lambda rows: None):
     if finished(config):
         return plots.read_metrics(folder / "metrics.csv")
     with contextlib.ExitStack() as stack:
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(folder.name)  # none writes while another still looks
+        multihost_utils.sync_global_devices(folder.name)  # none writes while another still looks
         if jax.process_index() > 0:  # process 0 alone writes what stays
             into = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(jax.default_matmul_precision(config.precision))
@@ -521,9 +507,9 @@ def train(config, report=lambda rows: None):
             waiting.append(row)
             if (t + 1) % config.log_every and t + 1 < config.steps and not interrupted:
                 continue
-            waiting = jax.device_get(waiting)  # here alone the loop waits for the device
-            finite = [np.isfinite(row["loss"]) for row in waiting]
-            rows, waiting = waiting[: (*finite, False).index(False) + 1], []  # a diverged run ends with the row that shows it
+            rows, waiting = jax.device_get(waiting), []  # here alone the loop waits for the device
+            finite = np.isfinite([row["loss"] for row in rows])
+            rows = rows if all(finite) else rows[: finite.argmin() + 1]  # a diverged run ends with the row that shows it
             append(into, rows)
             report(rows)
             if not all(finite):
@@ -533,6 +519,8 @@ def train(config, report=lambda rows: None):
                 save_config(config, into, "interrupted")
                 raise KeyboardInterrupt
         save_config(config, into, "done" if all(finite) else "diverged", seconds=round(time.time() - started, 1))
+        if interrupted:  # during the last step: the run is over, what was to follow is not begun
+            raise KeyboardInterrupt
         return plots.read_metrics(into / "metrics.csv")
 
 
@@ -568,26 +556,6 @@ def last_measured(values):
     return next((value for value in values[::-1] if np.isfinite(value)), math.nan)
 
 
-@np.errstate(all="ignore")  # the rate of a diverged run may be infinite
-def table(runs):
-    """The results of runs, (config, history) pairs: a line a run, the best one marked, then warnings."""
-    names = plots.labels([config for config, _ in runs])
-    if len({config["seed"] for config, _ in runs}) > 1:
-        names = [f"{name}, seed {config['seed']}" for name, (config, _) in zip(names, runs)]
-    losses = [plots.final_loss(history) for _, history in runs]
-    width = max(map(len, ["run", *names]))
-    lines = [f"{'run':<{width}}  {'loss':>9} {'rate':>8} {'sharpness':>9} {'product':>7} {'accuracy':>8} {'time':>6}"]
-    for name, loss, (config, history) in zip(names, losses, runs):
-        top = last_measured(history["sharpness"])
-        product = last_measured(history["learning_rate"] * history["sharpness"])
-        mark = "*" if loss == min(losses) < math.inf and len(losses) > 1 else " "
-        lines.append(f"{name:<{width}} {mark}{loss:9.4g} {history['learning_rate'][-1]:8.3g} {top:9.4g} {product:7.3g} "
-                     f"{last_measured(history['test_accuracy']):8.1%} {config.get('seconds', math.nan):4.0f} s")
-    lines += [f"{name} diverged: its loss is not finite at step {history['step'][-1]:.0f}"
-              for name, loss, (_, history) in zip(names, losses, runs) if loss == math.inf]  # fmt: skip
-    return lines + borders(runs)
-
-
 def borders(runs):
     """A warning for each grid of three or more values whose best, in the mean over the seeds, lies on its border."""
     grids = {}  # (optimizer, tuner, field) -> value -> losses
@@ -600,12 +568,35 @@ def borders(runs):
             if len(grid) > 2 and best(grid) in (min(grid), max(grid))]  # fmt: skip
 
 
+@np.errstate(all="ignore")  # the rate of a diverged run may be infinite
+def table(runs):
+    """The results of runs, (config, history) pairs: a line a run, the best one marked, then warnings.
+
+    The loss is the mean of the last 5; rate, sharpness and their product are those of the last step that was measured.
+    """
+    names = plots.labels([config for config, _ in runs])
+    if len({config["seed"] for config, _ in runs}) > 1:
+        names = [f"{name}, seed {config['seed']}" for name, (config, _) in zip(names, runs)]
+    losses = [plots.final_loss(history) for _, history in runs]
+    width = max(map(len, ["run", *names]))
+    lines = [f"{'run':<{width}}  {'loss':>9} {'rate':>8} {'sharpness':>9} {'product':>7} {'accuracy':>8} {'time':>6}"]
+    for name, loss, (config, history) in zip(names, losses, runs):
+        last = max(np.flatnonzero(np.isfinite(history["sharpness"])), default=-1)
+        rate, top = history["learning_rate"][last], history["sharpness"][last]
+        mark = "*" if loss == min(losses) < math.inf and len(losses) > 1 else " "
+        lines.append(f"{name:<{width}} {mark}{loss:9.4g} {rate:8.3g} {top:9.4g} {rate * top:7.3g} "
+                     f"{last_measured(history['test_accuracy']):8.1%} {config.get('seconds', math.nan):4.0f} s")
+    lines += [f"{name} diverged: its loss is not finite at step {history['step'][-1]:.0f}"
+              for name, loss, (_, history) in zip(names, losses, runs) if loss == math.inf]  # fmt: skip
+    return lines + borders(runs)
+
+
 def show(configs):
     """The table and the figures of all runs that have begun: one for each run, and one of all."""
     if jax.process_index() > 0:
         return
-    begun = [folder for folder in map(folder_of, configs) if (folder / "config.json").exists()]
-    runs = {folder: run for folder in begun if len((run := plots.load_run(folder))[1]["step"])}
+    runs = {folder: plots.load_run(folder) for folder in map(folder_of, configs) if (folder / "config.json").exists()}
+    runs = {folder: run for folder, run in runs.items() if len(run[1]["step"])}  # those of which a row is written
     if runs:
         print("\n".join(table(list(runs.values()))))
     if runs and not configs[0].no_plot:
@@ -640,15 +631,14 @@ def run(configs):
         join(first)
     for config in configs:
         finished(config)  # every refusal comes before the first step
-    for k, config in enumerate(configs):
-        print(f"[{k + 1}/{len(configs)}] {folder_of(config)}", flush=True)
+    for k, config in enumerate(configs, 1):
+        print(f"[{k}/{len(configs)}] {folder_of(config)}", flush=True)
         train(config, progress(config))
     show(configs)
 
 
-def main(argv=None):
-    """The command line."""
-    words = sys.argv[1:] if argv is None else list(argv)
+def main(words):
+    """The command line, as a list of words."""
     try:
         configs = configurations(vars(parser().parse_args(words)))
         try:
@@ -671,4 +661,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -384,7 +384,7 @@ def test_what_is_measured_at_a_step_is_what_numpy_finds_there(optimizer, tmp_pat
     def keep(rows):  # the checkpoint on disk is still the one before this step
         if rows[0]["step"]:
             with np.load(train.folder_of(config) / "checkpoint.npz") as saved:
-                before[int(saved["step"])] = [saved[f"leaf{k}"] for k in range(len(saved.files) - 1)]
+                before[int(saved["step"])] = [saved[f"arr_{k}"] for k in range(len(saved.files) - 1)]
 
     def network(w, x):
         return jax.numpy.tanh(x.reshape(-1, 64) @ w[1:65] + w[0])[:, None] * w[75:] + w[65:75]
