@@ -162,11 +162,11 @@ EXPERIMENTS = {
     "edges": Experiment(
         "a constant rate ends with ηλ at the edge of its optimizer: 2, and 3.8 for momentum", "3 min",
         lambda scale: on(["digits"], scale, dict(tuner="constant", lr=0.1), WARM | dict(lr=0.1),
-                         dict(tuner="constant", lr=[0.03, 0.1], activation="tanh"),
+                         dict(tuner="constant", lr=[0.1, 0.03], activation="tanh"),
                          dict(tuner="constant", lr=1e-4, optimizer="rmsprop"),
                          dict(tuner="constant", lr=0.05, optimizer="momentum"),
                          WARM | dict(lr=1.0, optimizer="momentum")),
-        drawings.panels("loss", "sharpness", "product")),
+        drawings.panels("loss", "sharpness", "product", searched=())),
     "tanh": Experiment(
         "the paper's story on the default data: an MLP that sharpens, with tanh in place of relu", "6 min",
         lambda scale: on(["tanh"], scale, CONSTANT, LINESEARCH, GREEDY, cdat(2.0, 1.9375, 2.0625, 2.5)),
@@ -179,7 +179,7 @@ EXPERIMENTS = {
         lambda scale: on(["mlp"], scale, CONSTANT, *SEARCHES[:8]), plots.draw),
     "fig2": Experiment(
         "on a linear model linesearch and greedy work well", "1 min",
-        lambda scale: on(["linear"], scale, CONSTANT, LINESEARCH, GREEDY), drawings.panels("loss", "learning_rate")),
+        lambda scale: on(["linear"], scale, CONSTANT, LINESEARCH, GREEDY), drawings.panels("loss", "product")),
     "fig3": Experiment(
         "under both η falls and λ rises with ηλ just below 2; a constant rate settles around 2", "with fig1",
         everywhere("constant", "linesearch", "greedy"), drawings.panels("learning_rate", "sharpness", "product", "grad_norm")),
@@ -301,11 +301,11 @@ def listing():
 
 
 def costs(tuner):
-    """From figures/cost.txt: the machine, the steps under one tuner in each family, and what a run costs beside its steps."""
+    """From figures/cost.txt: a step under one tuner in constant-rate steps, by model, and what a run costs beside its steps."""
     machine, _, steps, facts = (FIGURES / "cost.txt").read_text().strip().split("\n\n")
-    lines = steps.splitlines()
-    lines = lines[:2] + [line for line in lines if f"| {tuner} |" in line]
-    return "\n".join([machine + ":", "", *lines, "", *(f"- {fact}" for fact in facts.splitlines())])
+    cells = [line.strip("| ").split(" | ") for line in steps.splitlines()]
+    table = results.markdown(["model", "FLOPs", "time", "memory"], [[row[0], *row[2:5]] for row in cells if row[1] == tuner])
+    return "\n".join([f"{machine}:", "", table, "", *(f"- {fact}" for fact in facts.splitlines())])
 
 
 def with_tables(text):

@@ -198,9 +198,9 @@ def panel(axis, quantity, runs):
     for name in dict.fromkeys(names):
         same = [run for run, its in zip(runs, names) if its == name]
         tuner = same[0][0]["tuner"]
-        color, style = look(tuner, kinds.setdefault(tuner, 0))
-        kinds[tuner] += 1
-        line(axis, quantity, same, dict(color=color, linestyle=style, label=name))
+        k = kinds[tuner] = kinds.get(tuner, -1) + 1
+        color, style = look(tuner, k)
+        line(axis, quantity, same, dict(color=color, linestyle=style, label=name, zorder=2 - k / 10))  # the first on top
     values = np.concatenate([line.get_ydata() for line in axis.lines])
     if quantity == "greedy_gain":
         axis.set_yscale("symlog", linthresh=0.01)  # it has both signs, and what blows up must not press the others flat

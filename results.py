@@ -137,8 +137,8 @@ def matrix(kinds, column="loss", ours="feedback"):
     for tuner in tuners:
         both = [(median(of[ours], column), median(of[tuner], column)) for of in best.values() if {ours, tuner} <= {*of}]
         won, lost = sum(a < b for a, b in both), sum(a > b for a, b in both)
-        counts += [f"{tuner} {won} : {lost}"] if tuner != ours else []
-    return markdown(["setting", *tuners], lines) + f"\n\n{ours} ends below : above " + ", ".join(counts) + "."
+        counts += [f"{tuner} {won} ({lost})"] if tuner != ours else []
+    return markdown(["setting", *tuners], lines) + f"\n\n{ours} is below (above) in so many of the settings: {', '.join(counts)}."
 
 
 # --------------------------------------------------------------------------------------------------------- claims

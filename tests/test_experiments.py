@@ -105,7 +105,7 @@ def test_a_verdict_holds_in_all_settings_in_some_or_in_none(tiny, monkeypatch):
     assert "mlp: 3.5 against 4 | holds |" in verdicts()
     write([3, 5, 3, "inf"])
     assert "mlp: inf against 4 | does not hold |" in verdicts()
-    monkeypatch.setattr(results, "CLAIMS", [("1", "a", lambda kinds: [("a, x", "1", True), ("a, y", "2", False)], None)])
+    monkeypatch.setattr(results, "CLAIMS", [("1", "a", lambda kinds: [("a, x", "1", True), ("a, y", "2", False)], "")])
     assert "a, x: 1; a, y: 2 | holds partly (1 of 2)" in verdicts()
 
 
@@ -122,7 +122,7 @@ def test_a_label_is_not_the_beginning_of_a_longer_number(tiny):
 def test_a_matrix_counts_wins_and_losses_and_what_blew_up(tiny):
     write([3, 5, 3, 11])
     text = results.matrix(experiments.kinds("tiny"), ours="constant")
-    assert "| **4 (3 to 5)** | 7 (3 to 11), 1 of 2 blew up |" in text and "CDAT σ = 2 1 : 0" in text
+    assert "| **4 (3 to 5)** | 7 (3 to 11), 1 of 2 blew up |" in text and "CDAT σ = 2 1 (0)" in text
 
 
 def test_an_unknown_experiment_is_one_line(capsys):
