@@ -82,11 +82,11 @@ def parts(family, samples=None):
     w = network.init(jax.random.key(0))
     batch = random_batch(shape, samples or n)
     f = lambda w, batch: train.mse(network.apply(w, batch[0]), batch[1])
-    value = lambda w, batch: lambda w: f(w, batch)
-    return {"forward": program(jax.jit(f), w, batch),
-            "gradient": program(jax.jit(jax.value_and_grad(f)), w, batch),
-            "curvature": program(jax.jit(lambda w, b, u: tuners.curvature(value(w, b), w, u)), w, batch, w),
-            "Hessian-vector product": program(jax.jit(lambda w, b, v: sharpness.hvp(value(w, b), w, v)), w, batch, w)}  # fmt: skip
+    curvature = lambda w, batch, u: tuners.curvature(lambda w: f(w, batch), w, u)
+    product = lambda w, batch, v: sharpness.hvp(lambda w: f(w, batch), w, v)
+    return {"forward": program(jax.jit(f), w, batch), "gradient": program(jax.jit(jax.value_and_grad(f)), w, batch),
+            "curvature": program(jax.jit(curvature), w, batch, w),
+            "Hessian-vector product": program(jax.jit(product), w, batch, w)}  # fmt: skip
 
 
 def random_batch(shape, n):
@@ -139,7 +139,7 @@ def row(*cells):
 
 
 def cost_of_tuners():
-    """Prints the cost of the parts in forward passes, and of a step under each tuner also in steps at a constant rate; draws it."""
+    """Prints the cost of the parts in forward passes, of a step under each tuner also in constant-rate steps; draws it."""
     row("model", "part", "predicted FLOPs", "FLOPs", "time", "memory, all in forward passes")
     row(*["---"] * 6)
     forwards = {}
@@ -235,13 +235,13 @@ def cost_of_sharpness():
                                                  "cosine", 0)[:4]  # fmt: skip
         numbers, spent = train.numbers_of(config), {}
         carry = init(0, numbers)
-        vectors = dict.fromkeys(("warm", "plain, warm"), jax.tree.map(jnp.ones_like, carry.w))
+        vectors = dict.fromkeys(("warm", "plain warm"), jax.tree.map(jnp.ones_like, carry.w))
         for t in range(config.steps):
             if t % 100 == 0:
                 product = lambda v: hessian(carry.w, None, v, samples, 1e-5)
                 cold = jax.tree.map(jnp.ones_like, carry.w)
-                for kind, estimate in (("warm", sharpness.power_iteration), ("cold", sharpness.power_iteration),
-                                       ("plain, warm", plain_power_iteration), ("plain, cold", plain_power_iteration)):  # fmt: skip
+                for kind in ("warm", "cold", "plain warm", "plain cold"):
+                    estimate = plain_power_iteration if "plain" in kind else sharpness.power_iteration
                     top = estimate(product, vectors.get(kind, cold))
                     spent[kind] = spent.get(kind, 0) + top.iterations
                     vectors |= {kind: top.vector} if kind in vectors else {}
@@ -266,8 +266,9 @@ train.main(sys.argv[1:])"""
             taken = []
             for _ in range(4):  # the first fills the cache
                 start = time.time()
-                run = subprocess.run([sys.executable, "-c", code, "--overwrite", "--out", folder, *flags], check=True, text=True,
-                                     env=os.environ | {"XDG_CACHE_HOME": folder}, capture_output=True)  # fmt: skip
+                command = [sys.executable, "-c", code, "--overwrite", "--out", folder, *flags]
+                run = subprocess.run(command, check=True, text=True, capture_output=True,
+                                     env=os.environ | {"XDG_CACHE_HOME": folder})  # fmt: skip
                 taken.append(float(run.stdout.split()[-1]) - start)
         again = np.median(taken[1:])
         print(f"{name}: first step after {taken[0]:.1f} s, with a cache after {again:.1f} s: "

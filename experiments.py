@@ -77,9 +77,9 @@ def rates(first, count):
 
 
 GRIDS = {  # the constant rates, chosen to bracket the best
-    "digits": rates(0.025, 4), "tanh": rates(0.05, 3), "linear": rates(0.0125, 6), "mlp": rates(0.0025, 4), "resnet": rates(0.08, 3),
-    "mixer": rates(0.16, 3), "nanolm": rates(8e-4, 3), "vit": rates(3.2e-4, 3), "mnist": rates(0.025, 5),
-    "batches": rates(0.05, 4), "momentum": rates(0.0125, 4), "rmsprop": rates(1e-4, 5), "adam": rates(1e-3, 4),
+    "digits": rates(0.025, 4), "tanh": rates(0.05, 3), "linear": rates(0.0125, 6), "mlp": rates(0.0025, 4),
+    "resnet": rates(0.08, 3), "mixer": rates(0.16, 3), "nanolm": rates(8e-4, 3), "vit": rates(3.2e-4, 3),
+    "mnist": rates(0.025, 5), "batches": rates(0.05, 4), "momentum": rates(0.0125, 4), "rmsprop": rates(1e-4, 5), "adam": rates(1e-3, 4),
     "cnn": rates(0.08, 4), "rnn": rates(0.16, 4),
 }  # fmt: skip
 PAPER_GRIDS = GRIDS | {"resnet": rates(5e-4, 9), "mixer": rates(5e-4, 9), "nanolm": rates(5e-4, 9),
@@ -200,7 +200,8 @@ EXPERIMENTS = {
     "fig8": Experiment(
         "(and 20, 21) on mini-batches (here of 64 and 256) CDAT gains little over constant rates and schedules", "2 min",
         mini(CONSTANT, *(dict(tuner="schedule", lr=rates(0.4, 4), decay=decay) for decay in ("cosine", "linear")),
-             cdat(2.0, 1.6, 1.2, beta=[0.0, 0.9])), drawings.panels("loss", "learning_rate", searched=(*drawings.SEARCHED, "cdat"))),
+             cdat(2.0, 1.6, 1.2, beta=[0.0, 0.9])),
+        drawings.panels("loss", "learning_rate", searched=(*drawings.SEARCHED, "cdat"))),
     "fig9": Experiment(
         "(and 11) the simplified model of CDAT: σ = 2 holds y near 0, σ = 1.9 lets λ grow", "1 min",
         lambda scale: [], drawings.figure_9),
@@ -236,7 +237,8 @@ EXPERIMENTS = {
         "asked by readers: does CDAT σ = 2 beat greedy and the tuned constant rate on a CNN and an RNN?", "5 min",
         lambda scale: on(["cnn", "rnn"], scale, CONSTANT, GREEDY, CDAT), drawings.panels("loss", "learning_rate", "product")),
     "overlay": Experiment(
-        "beyond the paper: does the model (4) predict the next sharpness of a real run?", "1 min", lambda scale: [], drawings.overlay),
+        "beyond the paper: does the model (4) predict the next sharpness of a real run?", "1 min",
+        lambda scale: [], drawings.overlay),
     "feedback": Experiment(
         "ours: CDAT over the edge and back ends below CDAT σ = 2", "10 min", rivals, drawings.against("CDAT σ = 2")),
     "sensitivity": Experiment(

@@ -138,7 +138,8 @@ def matrix(kinds, column="loss", ours="feedback"):
         both = [(median(of[ours], column), median(of[tuner], column)) for of in best.values() if {ours, tuner} <= {*of}]
         won, lost = sum(a < b for a, b in both), sum(a > b for a, b in both)
         counts += [f"{tuner} {won} ({lost})"] if tuner != ours else []
-    return markdown(["setting", *tuners], lines) + f"\n\n{ours} is below (above) in so many of the settings: {', '.join(counts)}."
+    wins = f"{ours} is below (above) in so many of the settings: {', '.join(counts)}."
+    return "\n\n".join([markdown(["setting", *tuners], lines), wins])
 
 
 # --------------------------------------------------------------------------------------------------------- claims
