@@ -79,8 +79,8 @@ def rates(first, count):
 GRIDS = {  # the constant rates, chosen to bracket the best
     "digits": rates(0.025, 4), "tanh": rates(0.05, 3), "linear": rates(0.0125, 6), "mlp": rates(0.0025, 4),
     "resnet": rates(0.08, 3), "mixer": rates(0.16, 3), "nanolm": rates(8e-4, 3), "vit": rates(3.2e-4, 3),
-    "mnist": rates(0.025, 5), "batches": rates(0.05, 4), "momentum": rates(0.0125, 4), "rmsprop": rates(1e-4, 5), "adam": rates(1e-3, 4),
-    "cnn": rates(0.08, 4), "rnn": rates(0.16, 4),
+    "mnist": rates(0.025, 5), "batches": rates(0.05, 4), "momentum": rates(0.0125, 4), "rmsprop": rates(1e-4, 5),
+    "adam": rates(1e-3, 4), "cnn": rates(0.08, 4), "rnn": rates(0.16, 4),
 }  # fmt: skip
 PAPER_GRIDS = GRIDS | {"resnet": rates(5e-4, 9), "mixer": rates(5e-4, 9), "nanolm": rates(5e-4, 9),
                        "vit": rates(1e-5, 8), "linear": rates(1e-3, 3)}  # fmt: skip
