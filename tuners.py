@@ -134,19 +134,14 @@ def linesearch(slope=1e-4, slack=0.0, shrink=0.8, grow=4.0, lr_max=1.0, max_tria
         slope_along_u = dot(g, u)
 
         def fails(search):
-            _, trials, accepted = search
-            return ~accepted & (trials < max_trials)
-
-        def try_next(search):
-            eta, trials, _ = search
+            eta, trials = search
             trial = f(move(w, eta, u))
             accepted = trial <= (1 + slack) * value + slope * eta * slope_along_u  # (26)
-            accepted &= jnp.isfinite(trial)
-            return jnp.where(accepted, eta, shrink * eta), trials + 1, accepted
+            return ~(accepted & jnp.isfinite(trial)) & (trials < max_trials)
 
         guess = jnp.where(eta_last > 0, jnp.minimum(grow * eta_last, lr_max), lr_max)
-        eta, _, accepted = jax.lax.while_loop(fails, try_next, (guess, 0, False))
-        eta = jnp.where(accepted, eta, 0)
+        eta, trials = jax.lax.while_loop(fails, lambda search: (shrink * search[0], search[1] + 1), (guess, 0))
+        eta = jnp.where(trials < max_trials, eta, 0)
         return eta, eta
 
     return Tuner(init=lambda w: scalar(0, w), rate=rate)
