@@ -6,7 +6,8 @@ near the value at which the optimizer would stop being stable on a quadratic (2 
     python plots.py runs/RUN [runs/RUN ...] -o FILE
 
 A run is a folder with config.json (its settings) and metrics.csv (a row a step; nan = not measured).
-Copying: this file needs numpy and matplotlib alone. Read next: README.md, for the figures of the paper.
+Copying: this file needs numpy and matplotlib alone; importing it chooses a backend that needs no screen.
+Read next: theory.py, for why the curves look as they do.
 """
 
 import argparse
@@ -32,7 +33,7 @@ COLORS = {
     "exact": "#D55E00",
     "feedback": "#882255",
 }
-LOOKS = [(1.0, "-"), (0.45, "--"), (1.4, ":"), (1.65, "-.")]  # kinds of runs of one tuner: lightness of the colour, and line
+LOOKS = [(1.0, "-"), (0.45, "--"), (1.4, ":"), (1.65, "-."), (0.7, (0, (6, 2)))]  # of the runs of one tuner: lightness, line
 
 QUANTITIES = {
     "loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
@@ -162,9 +163,11 @@ def final_loss(history):
 def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product")):
     """Draw runs, a list of (config, history), to file (png, pdf, svg): a column a setting, a row a quantity.
 
-    A single setting is laid out in two columns. Runs that differ in the seed alone are one line, their median, in a
-    band from the lowest to the highest of them. A cross is where a run diverged. config["name"] goes into the legend
-    where there is one, else what `labels` calls the run.
+    A config is a dict of settings, with at least tuner, its lr or sigma, optimizer and its hyperparameters, and status; a
+    history one of numpy arrays, of step, loss, learning_rate and what else is drawn. A single setting is laid out in two
+    columns. Runs that differ in the seed alone are one line, their median, in a band from the lowest to the highest of
+    them. A cross is where a run diverged. config["name"] goes into the legend where there is one, else what `labels`
+    calls the run.
 
     >>> history = {"step": np.arange(2), "loss": np.array([2.0, 1.0]), "learning_rate": np.array([0.1, 0.1]),
     ...            "sharpness": np.array([10.0, np.nan])}

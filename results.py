@@ -159,7 +159,7 @@ def by_setting(kinds, label, column="loss", best=min):
 def below(kinds, label, other, factor=1.0):
     """Where one kind of run ends below factor × another."""
     first, second = by_setting(kinds, label), by_setting(kinds, other)
-    return [(setting, f"{first[setting]:.3g} against {second[setting]:.3g}", first[setting] < factor * second[setting])
+    return [(setting, f"{first[setting]:.3g} / {second[setting]:.3g}", first[setting] < factor * second[setting])
             for setting in first if setting in second]  # fmt: skip
 
 
@@ -285,5 +285,7 @@ def claims(kinds):
         short = [setting.split(",")[0] for setting in settings]
         settings = short if len({*short}) == len(short) else settings
         measured = "; ".join(f"{setting}: {text}" for setting, (_, text, _) in zip(settings, found))
+        if measure is below:
+            measured = f"{arguments[0]} / {arguments[1]} in {measured}"
         lines.append([figure, claim, measured, verdict if found else "not run"])
     return markdown(["figure", "claim", "measured: median over the seeds", "verdict"], lines)

@@ -102,9 +102,9 @@ def test_a_verdict_holds_in_all_settings_in_some_or_in_none(tiny, monkeypatch):
     verdicts = lambda: results.claims(experiments.kinds)
     assert "not run" in verdicts()
     write([3, 5, 3, 4])
-    assert "mlp: 3.5 against 4 | holds |" in verdicts()
+    assert "CDAT σ = 2 / constant in mlp: 3.5 / 4 | holds |" in verdicts()
     write([3, 5, 3, "inf"])
-    assert "mlp: inf against 4 | does not hold |" in verdicts()
+    assert "mlp: inf / 4 | does not hold |" in verdicts()
     monkeypatch.setattr(results, "CLAIMS", [("1", "a", lambda kinds: [("a, x", "1", True), ("a, y", "2", False)], "")])
     assert "a, x: 1; a, y: 2 | holds partly (1 of 2)" in verdicts()
 
