@@ -198,7 +198,7 @@ def bare_loop(steps):
 
 
 def cost_of_a_run(steps=2000):
-    """Prints what logging adds to a bare loop and what sharpness adds to a run, as ratios of medians of three."""
+    """Prints what logging adds to a bare loop and what sharpness adds to a run, as ratios of medians of five."""
     with tempfile.TemporaryDirectory() as out:
         def timed(k, **more):
             config = train.Config(tuner="cdat", steps=steps, out=f"{out}/{k}", overwrite=True, **more)
@@ -208,7 +208,7 @@ def cost_of_a_run(steps=2000):
             return time.perf_counter() - start
 
         timed(0), timed(0, no_sharpness=True)  # compiles
-        bare, logged, whole = np.median([(bare_loop(steps), timed(1, no_sharpness=True), timed(2)) for _ in range(3)], axis=0)
+        bare, logged, whole = np.median([(bare_loop(steps), timed(1, no_sharpness=True), timed(2)) for _ in range(5)], axis=0)
     print(f"\nsteps with logging, progress and files, against a bare jitted loop: {logged / bare:.3f}")
     print(f"share of measuring sharpness in the default run: {1 - logged / whole:.2f}")
 
@@ -278,7 +278,7 @@ train.main(sys.argv[1:])"""
 def main():
     """All that this repository says about its speed, in one command."""
     cores = os.cpu_count()
-    print(f"{jax.devices()[0].device_kind}, {cores} cores, JAX {jax.__version__}, {platform.platform()}\n")
+    print(f"{jax.devices()[0].device_kind}, {cores} cores, JAX {jax.__version__}, {platform.system()} {platform.machine()}\n")
     cost_of_tuners()
     cost_of_a_run()
     cost_of_sharpness()

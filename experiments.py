@@ -146,8 +146,8 @@ def varied(scale):
 
 
 def rivals(scale):
-    """feedback against the others: on every setting, under each optimizer, on mini-batches of two sizes."""
-    warm = WARM | dict(warmup=0.05, lr=lambda grid: [2 * grid[-2], 8 * grid[-2]])  # the best shape of Figure 19
+    """feedback against others: in eight settings, under Adam, on mini-batches of two sizes."""
+    warm = WARM | dict(warmup=0.05, lr=lambda grid: [2 * grid[-2], 8 * grid[-2]])
     others = (CONSTANT, warm, LINESEARCH, GREEDY, POLYAK[0], cdat(2.0, 1.9375, 2.0625), FEEDBACK)
     runs = on(["digits", "mnist", "mlp", "resnet", "mixer", "nanolm", "momentum", "rmsprop"], scale, *others)
     averaged = {"cdat": dict(beta=0.9), "feedback": dict(beta=0.9)}  # which Adam needs
@@ -250,7 +250,7 @@ EXPERIMENTS = {
     "alternatives": Experiment(
         "ours: does a simpler sign than the average of the loss do as well?", "3 min", lambda scale: [], drawings.alternatives),
     "resets": Experiment(
-        "ours: a greedy step takes out what had grown along the top eigenvector", "1 min", lambda scale: [], drawings.resets),
+        "ours: a greedy step takes out what had grown along the steepest directions", "1 min", lambda scale: [], drawings.resets),
 }  # fmt: skip
 ALSO = {"fig10": "fig4", "fig11": "fig9", "fig20": "fig8", "fig21": "fig8"}  # figures that are panels of others here
 
@@ -274,7 +274,7 @@ MATRICES = {"loss": "final training loss", "test_loss": "test loss", "reach": "s
 
 
 def run(name, scale, data_dir, out):
-    """Trains what is not there yet, draws the figure, and keeps a row of numbers for each run."""
+    """Trains what is not there yet, keeps a row of numbers for each run, draws the figure, and returns its file."""
     runs, rows = [], {}
     todo = configs(name, scale, resume=True, data_dir=data_dir, out=out)
     for k, config in enumerate(todo):
@@ -284,13 +284,15 @@ def run(name, scale, data_dir, out):
         names = dict(run=train.name_of(dataclasses.replace(config, seed=0)), name=results.label_of(config))
         runs.append((settings | names, history))
         rows[train.name_of(config)] = results.summary(settings, history, TARGETS.get(plots.setting_of(settings), -np.inf))
-    EXPERIMENTS[name].draw(runs, FIGURES / f"{name}.png")
+    file = FIGURES / (f"{name}.png" if scale == "laptop" else f"{name}-{scale}.png")
+    EXPERIMENTS[name].draw(runs, file)
     results.write(RESULTS, results.read(RESULTS) | rows)
+    return file
 
 
-def kinds(name):
+def kinds(name, scale="laptop"):
     """The kinds of runs of an experiment of which there are results."""
-    return results.kinds_of(configs(name), results.read(RESULTS))
+    return results.kinds_of(configs(name, scale), results.read(RESULTS))
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -336,9 +338,9 @@ def one(name, options):
     """One experiment: run unless its table alone is asked for, and the table."""
     if not options.table:
         started = time.time()
-        run(name, options.scale, options.data_dir, options.out)
-        print(f"{FIGURES / name}.png, {(time.time() - started) / 60:.1f} min", flush=True)
-    if found := kinds(name):
+        file = run(name, options.scale, options.data_dir, options.out)
+        print(f"{file}, {(time.time() - started) / 60:.1f} min", flush=True)
+    if found := kinds(name, options.scale):
         print(results.table(found))
     if found and name == "feedback":
         print(*(f"\n{about}:\n\n{results.matrix(found, column)}" for column, about in MATRICES.items()), sep="\n")

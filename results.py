@@ -38,7 +38,8 @@ def label_of(config):
 
 
 def summary(config, history, target):
-    """A run as a row of numbers: what varies along it is the median over its second half, reach the first step at target."""
+    """A run as a row of numbers: product, alignment and turn are medians over its second half, rate and sharpness the last
+    values, gain the share of measured steps at which it is positive, reach the first step at which the loss is at target."""
     half = len(history["step"]) // 2
     median = lambda values: np.nanmedian(values[half:]) if np.isfinite(values[half:]).any() else np.nan
     first = lambda values: next(iter(values[np.isfinite(values) & (values > 0)]), np.nan)
@@ -110,7 +111,7 @@ def markdown(columns, rows):
 
 
 def table(kinds):
-    """A line for each kind of run: loss is the mean of the last 5 steps; the rest as in `summary`."""
+    """A line for each kind of run; the columns are medians over the seeds of what `summary` keeps."""
     columns = ["setting", "run", "final loss: median (range over seeds)", "rate", "sharpness", "ηλ"]
     numbers = lambda kind: [f"{median(kind, column):.3g}" for column in ("rate", "sharpness", "product")]
     return markdown(columns, [[kind.setting, kind.label, spread(kind), *numbers(kind)] for kind in kinds])

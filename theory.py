@@ -23,7 +23,7 @@ which is (9) as printed. So the loss is ½(λp + νq).
 Numbers may be Python's or traced, steps is a Python integer; for many starts use jax.vmap.
 Copying: this file needs JAX alone; take a model with Path and the helpers it calls, or `measure` with Measured and dot.
 Paper: Roulet et al. 2024, arXiv:2407.06183, equations (4) to (10) and Appendix A; equation numbers are the paper's.
-Read next: experiments.py, where a real run is laid over it.
+Read next: drawings.py, where `overlay` lays it over a real run.
 """
 
 from typing import Any, NamedTuple

@@ -196,8 +196,8 @@ def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0):
 
         m ← average m + (1 − average) f(w),   σ = 1 where f(w) > (1 + τ) m, else sigma_high,   η = σ n/d (8)
 
-    A fixed σ of 2.5 lowers sharpness and loss fastest, and diverges. What grows is the component of u along the top
-    eigenvector; once it dominates u, one greedy step (σ = 1) takes just that out. So this oversteps while the loss is
+    A fixed σ of 2.5 lowers sharpness and loss fastest, and may diverge. What grows is the part of u along the steepest
+    directions; once that dominates u, one greedy step (σ = 1) takes most of it out. So this oversteps while the loss is
     near its moving average m, and resets where it is above by more than the tolerance τ. Long steps paid for by
     short ones also speed up gradient descent on convex functions (Altschuler and Parrilo 2023; Grimmer 2023).
     The loss must be one that falls towards 0: "5 % above" means nothing where it is negative or has a floor. beta is that
