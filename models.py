@@ -46,7 +46,7 @@ def draw(spec, key):
     """w, an array for each Normal in the pytree `spec`; one long draw, cut up, compiles fastest."""
     leaves, tree = jax.tree.flatten(spec, is_leaf=lambda leaf: isinstance(leaf, Normal))
     ends = list(accumulate(math.prod(n.shape) for n in leaves))
-    require(ends[-1] <= 2**31, f"{ends[-1]:.1g} parameters are too many; choose a smaller width or depth")
+    require(ends[-1] <= 2**31, f"{ends[-1]:.1g} parameters are too many; lower --width or --depth")
     noise = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
     arrays = [n.mean + math.sqrt(n.variance) * e.reshape(n.shape) for n, e in zip(leaves, noise)]
     return tree.unflatten(arrays)
