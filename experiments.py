@@ -299,9 +299,9 @@ def kinds(name, scale="laptop"):
 
 
 def listing():
-    """What there is to run, in Markdown."""
-    return results.markdown(["`python experiments.py` …", "time", "claim or question"],
-                    [[f"`{name}`", experiment.time, experiment.claim] for name, experiment in EXPERIMENTS.items()])  # fmt: skip
+    """What there is to run, in Markdown, each with a link to its figure."""
+    rows = [[f"[`{name}`](figures/{name}.png)", experiment.time, experiment.claim] for name, experiment in EXPERIMENTS.items()]
+    return results.markdown(["`python experiments.py` …", "time", "claim or question"], rows)
 
 
 def costs(tuner):
