@@ -154,8 +154,8 @@ def cdat(sigma=2.0, beta=0.0, eps=0.0):
 
     σ = 1 is `greedy` (3). σ = 2 is on edge (7): the largest η at which the quadratic model is not above f(w); were
     u the top eigenvector, ηλ would be 2. With beta in (0, 1) n and d are moving averages, both from zero, whose
-    start-up bias cancels in the ratio. Adam needs that even on the full batch. eps is ε of the paper, which takes 0.
-    The state is (n, d). Costs one curvature.
+    start-up bias cancels in the ratio. Adam needs that even on the full batch (0.9), and where n/d jumps, as with RMSProp
+    on transformers, it keeps a run together. eps is ε of the paper, which takes 0. The state is (n, d). Costs one curvature.
 
     >>> f = lambda w: 2 * w**2  # here H = λ = 4
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
