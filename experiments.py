@@ -237,8 +237,9 @@ EXPERIMENTS = {
         "asked by readers: does CDAT σ = 2 beat greedy and the tuned constant rate on a CNN and an RNN?", "5 min",
         lambda scale: on(["cnn", "rnn"], scale, CONSTANT, GREEDY, CDAT), drawings.panels("loss", "learning_rate", "product")),
     "averages": Experiment(
-        "ours: do the moving averages help CDAT σ = 2 where it blows up, or trains nothing?", "with fig5, 6 min",
-        lambda scale: on(SETTINGS[1:], scale, CONSTANT, cdat(2.0, beta=[0.0, 0.9, 0.99])),
+        "ours: do the moving averages help where CDAT and feedback blow up, and what do they cost elsewhere?", "12 min",
+        lambda scale: on([*SETTINGS[1:], "digits"], scale, CONSTANT, cdat(2.0, beta=[0.0, 0.9, 0.99]),
+                         FEEDBACK | dict(beta=[0.0, 0.9])),
         drawings.panels("loss", "learning_rate")),
     "overlay": Experiment(
         "beyond the paper: does the model (4) predict the next sharpness of a real run?", "1 min",
