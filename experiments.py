@@ -175,7 +175,7 @@ EXPERIMENTS = {
         "linesearch and greedy end above the tuned constant rate; linesearch may lead early", "11 min",
         everywhere("constant", "linesearch", "greedy"), drawings.panels("loss")),
     "searches": Experiment(
-        "the linesearch over the paper's grid (c₋ = 0.8), on the MLP of Figure 1", "8 min",
+        "the linesearch over the paper's grid (`--shrink 0.8`), on the MLP of Figure 1", "8 min",
         lambda scale: on(["mlp"], scale, CONSTANT, *SEARCHES[:8]), plots.draw),
     "fig2": Experiment(
         "on a linear model linesearch and greedy work well", "1 min",
