@@ -248,13 +248,13 @@ def resets(_, file, first=120, steps=40):
         axis.set_title(name, fontsize=9, loc="left")
         axis.set_xlabel("step", fontsize=9)
     axes[1, 0].axhline(0, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
+    along = jax.jit(jax.vmap(lambda s, w, v: f(tuners.move(w, s, v)), (0, None, None)))
     at = next((k for k in np.flatnonzero(reset) if 0 < k < steps - 1), 1)  # the first of them
     for k, color, style in ((at - 1, "#CC79A7", ":"), (at, "#000000", "-"), (at + 1, "#0072B2", "--")):
         _, _, w, v, _ = run[k]
         x = gd.dot(jax.grad(f)(w), v) / lam[k]  # from the bottom, as in theory.py
         s = np.linspace(-1.6, 1.6, 41) * max(abs(float(x)), 0.1)
-        along = jax.jit(jax.vmap(lambda s: f(tuners.move(w, s - x, v))))(s)
-        axes[1, 1].plot(s * np.sign(x), along, style, color=color, linewidth=1.2,
+        axes[1, 1].plot(s * np.sign(x), along(s - x, w, v), style, color=color, linewidth=1.2,
                         label=f"step {t[k]:.0f}" + ", reset" * bool(k == at))  # fmt: skip
         axes[1, 1].plot(abs(x), f(w), "o", color=color, markersize=5)
     axes[1, 1].set_title("loss along the top eigenvector, from its bottom", fontsize=9, loc="left")

@@ -504,7 +504,7 @@ def train(config, report=lambda rows: None):
     interval with its rows. Raises ValueError and OSError in one line for what cannot be run.
 
     >>> with tempfile.TemporaryDirectory() as out:
-    ...     history = train(Config(tuner="greedy", samples=32, steps=3, no_sharpness=True, out=out))
+    ...     history = train(Config(model="linear", tuner="greedy", samples=32, steps=3, no_sharpness=True, out=out))
     >>> history["loss"].shape
     (3,)
     """
