@@ -63,6 +63,8 @@ def predicted(family, trials=1):
 
 
 class Program(NamedTuple):
+    """A compiled function, with what the compiler says of it."""
+
     run: Callable  # compiled
     arguments: tuple
     flops: float  # by XLA's analysis, which counts the body of a loop once

@@ -34,6 +34,8 @@ import numpy as np
 
 
 class Dataset(NamedTuple):
+    """Samples and labels to train and to test on."""
+
     x: np.ndarray  # images (n, height, width, channels) float32 in [0, 1]; text (n, 64) int32
     y: np.ndarray  # labels (n,) int32; text: the next characters (n, 64) int32
     x_test: np.ndarray

@@ -186,7 +186,7 @@ def figure_9(_, file):
 
 
 def objective(config, samples, classes):
-    """The loss of the default network, with its weight decay, as f(w, samples)."""
+    """(network, f): the default network, and its loss with weight decay, f(w, samples)."""
     network = models.mlp(samples[0].shape[1:], classes)
     return network, lambda w, batch: (train.mse(network.apply(w, batch[0]), batch[1])
                                       + config.weight_decay / 2 * gd.dot(w, w))  # fmt: skip

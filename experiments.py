@@ -116,6 +116,8 @@ HYPER = [dict(tuner="hypergradient", lr=lr, hyper_rate=rate) for lr in (0.01, 0.
 
 
 class Experiment(NamedTuple):
+    """A figure: what is run for it, and how it is drawn."""
+
     claim: str  # what the paper says, or what is asked
     time: str  # on two cores, where no run is there yet
     runs: Callable  # runs(scale): dicts from flag to value or values

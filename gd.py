@@ -23,12 +23,16 @@ import jax.numpy as jnp
 
 
 class Optimizer(NamedTuple):
+    """How the direction is made: three pure functions."""
+
     init: Callable  # init(w) -> state
     direction: Callable  # direction(state, g) -> (u, state)
     scale: Callable  # scale(state) -> P^(-1/2), a pytree like w, or None where P is the identity
 
 
 class Carry(NamedTuple):
+    """What one step hands to the next."""
+
     w: Any  # parameters
     optimizer: Any  # the optimizer's state
     tuner: Any  # the tuner's state
@@ -151,8 +155,8 @@ def mean_over_chunks(fn, size):
     """fn(w, batch) averaged over chunks of the batch of `size` samples: memory for one chunk, time for all.
 
     For any fn that is a mean (not a sum) over samples and returns a pytree: a loss, jax.value_and_grad of it, a
-    Hessian-vector product. Wrap it *around* those: the gradient of a chunked loss would keep the
-    activations of every chunk. A smaller last chunk is weighted by its size; size 0 means the whole batch.
+    Hessian-vector product. Wrap it *around* those: the gradient of a chunked loss keeps no chunk's activations
+    either, but computes them again. A smaller last chunk is weighted by its size; size 0 means the whole batch.
     ValueError unless all arrays of the batch have the samples along axis 0: bind keys and the like in fn.
 
     >>> mean = lambda w, x: w * jnp.mean(x)
@@ -172,7 +176,8 @@ def mean_over_chunks(fn, size):
 
         def share(start, length):  # what the chunk that starts there adds to the mean
             chunk = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length), batch)
-            return jax.tree.map(lambda value: value * (length / n), fn(w, chunk))
+            value = jax.checkpoint(fn)(w, chunk)  # a gradient through the scan would keep the activations of all chunks
+            return jax.tree.map(lambda value: value * (length / n), value)
 
         def add(total, start):
             return jax.tree.map(jnp.add, total, share(start, size)), None
@@ -214,12 +219,10 @@ def make_step(loss, optimizer, tuner, chunk_size=0):
     ([0.125, 0.25], 0.5)
     """
     value_and_grad = mean_over_chunks(jax.value_and_grad(loss), chunk_size)
-    # What a tuner differentiates in reverse must not keep the activations of all chunks: they are computed again.
-    chunked = mean_over_chunks(jax.checkpoint(loss), chunk_size) if chunk_size else loss
 
     def step(carry, batch):
         w, state, tuner_state, u_last = carry
-        f = lambda w: chunked(w, batch)
+        f = lambda w: mean_over_chunks(loss, chunk_size)(w, batch)
         value, g = value_and_grad(w, batch)
         u, state = optimizer.direction(state, g)
         eta, tuner_state = tuner.rate(tuner_state, f, w, value, g, u)

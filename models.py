@@ -12,7 +12,7 @@ The networks are those of section 3 of "Stepping on the Edge: Curvature Aware Le
 A factory takes the shape of one sample, the number of classes (for text, of characters) and
 options; what does not fit is a ValueError of one line. It writes a spec, the shape and the start of
 every array of w, and `apply`.
-Copying: this file needs JAX alone; to copy one network out, take all above "Networks" and its own functions.
+Copying: this file needs JAX alone; for one network take all above "Networks" and what it calls.
 Read next: gd.py, which trains what is built here.
 """
 
@@ -26,11 +26,15 @@ import jax.numpy as jnp
 
 
 class Model(NamedTuple):
+    """A network: two pure functions."""
+
     init: Callable  # init(key) -> w, a pytree of parameters in the default float dtype
     apply: Callable  # apply(w, x) -> logits, in the dtype of w
 
 
-class Normal(NamedTuple):  # the spec of one array: its entries start from N(mean, variance)
+class Normal(NamedTuple):
+    """The spec of one array: its entries start from N(mean, variance)."""
+
     shape: tuple
     variance: float = 0.0
     mean: float = 0.0

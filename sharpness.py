@@ -19,6 +19,8 @@ from jax.flatten_util import ravel_pytree
 
 
 class Eigenpair(NamedTuple):
+    """What power iteration found."""
+
     value: float  # λ, the largest algebraic eigenvalue
     vector: Any  # v with ‖v‖ = 1, a pytree like the start
     iterations: int  # products Hv taken

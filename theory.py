@@ -15,7 +15,7 @@ The model is gradient descent on the smallest loss with such a feedback, ½ (Λ 
     x, p     displacement from the valley's bottom along the top eigenvector v, and p = x²
     ν, q     a second, fixed, small eigenvalue, and the squared displacement there
     a        the sharpening −∇λ·∇f
-    b        the feedback: ‖∇λ‖² in the paper's text, ½‖∇λ‖² in its Appendix A.1. With x a displacement: half
+    b        the feedback: ‖∇λ‖² in the paper's text, ½‖∇λ‖² in its Appendix A.1. With x a displacement it is the half
     σ        scaling factor of CDAT
 
 p and q are squared displacements, not squared gradients: with ∇f = (λx, νz) CDAT's n/d is (λ²p + ν²q)/(λ³p + ν³q),
@@ -32,7 +32,9 @@ import jax
 import jax.numpy as jnp
 
 
-class Path(NamedTuple):  # arrays of shape (steps + 1,): entry t is the state after t steps, and the rate of the next
+class Path(NamedTuple):
+    """Arrays of shape (steps + 1,): entry t is the state after t steps, and the rate of the next."""
+
     learning_rate: Any  # η
     sharpness: Any  # λ
     y: Any  # ηλ − 2
@@ -196,7 +198,9 @@ def feedback_model(sigma_high=2.5, tau=0.05, beta=0.9, lam=18.0, lr=0.05, p=4.0,
     return two_energies(scaling, lam, lr, p, q, a, b, nu, steps, lagged)
 
 
-class Measured(NamedTuple):  # scalars of a real loss at w, with v its top eigenvector
+class Measured(NamedTuple):
+    """Scalars of a real loss at w, with v its top eigenvector."""
+
     sharpness: Any  # λ = vᵀHv
     x: Any  # v·∇f/λ, the displacement along v from where the loss is least on that line; its sign is that of v
     a: Any  # −∇λ·∇f at w

@@ -32,6 +32,8 @@ from jax.flatten_util import ravel_pytree
 
 
 class Tuner(NamedTuple):
+    """How the learning rate is chosen: two pure functions."""
+
     init: Callable  # init(w) -> state
     rate: Callable  # rate(state, f, w, value, g, u) -> (eta, state)
 

@@ -483,7 +483,7 @@ def test_every_model_trains_20_cdat_steps_and_has_a_finite_sharpness(model, trai
 
 # ------------------------------------------------------------------------------------ several devices, several machines
 
-SHORT = ["--samples", "256", "--width", "32", "--steps", "50", "--sharpness-every", "25", "--no-plot", "--no-cache"]
+SHORT = ["--samples", "256", "--width", "32", "--steps", "50", "--sharpness-every", "10", "--no-plot", "--no-cache"]
 CONSTANT = [*SHORT, "--tuner", "constant", "--lr", "0.05"]  # in float32
 CDAT = [*SHORT, "--tuner", "cdat", "--batch-size", "64"]  # in float64
 
