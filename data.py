@@ -12,19 +12,19 @@ arrays, when every byte is accounted for: a file is what its format says, or an 
     shakespeare  tinyshakespeare/input.txt                   text: predict the next character
     pydocs       nothing: Python carries its documentation   text
 
-What is missing is downloaded, checked, and only then given its name. Training calls `load` alone.
-Copying: this file needs numpy, and Pillow for imagenette; the digits need their file beside it. A
-reader such as `read_idx` (of a Path) needs `read` and `require`; a loader also what it calls.
+What is missing is downloaded, checked, and only then given its name. Training calls `load`, and `owned` and `write`.
+Copying: this file needs numpy, and Pillow for imagenette; the digits need their file beside it.
 Read next: train.py, which puts a model on these arrays.
 """
 
 import gzip
 import hashlib
+import os
 import sys
 import tarfile
 import tempfile
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -60,18 +60,13 @@ SOURCES = {
                              CIFAR_2 + "10-binary.tar.gz"),
     "cifar-100-binary": ("md5:03b5dce01913d631647c71ecec9e9cb8", CIFAR + "100-binary.tar.gz"),
     "imagenette2-320": ("md5:3df6f0d01a2c9592104656642f5e78a3", FAST_AI + "imagenette2-320.tgz"),
-    "tinyshakespeare/input.txt": (
-        "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        KARPATHY,
-    ),
+    "tinyshakespeare/input.txt": ("sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", KARPATHY),
 }
 
 # Imagenette's classes, 0 to 9: tench, English springer, cassette player, chain saw, church,
 # French horn, garbage truck, gas pump, golf ball, parachute.
-WNIDS = (
-    "n01440764 n02102040 n02979186 n03000684 n03028079 "
-    "n03394916 n03417042 n03425413 n03445777 n03888257"
-).split()
+WNIDS = ("n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 "
+         "n03888257").split()  # fmt: skip
 
 
 def require(ok, message):
@@ -99,11 +94,36 @@ def read(path, checksum=None):
     return content
 
 
-def download(url, part, timeout):
-    """Add to the file `part` what it lacks of url; after a break again, if this try brought bytes.
+@contextmanager
+def owned(folder):
+    """A folder, made if need be, for this process alone, or ValueError: a lock that ends with it, however it ends."""
+    import fcntl  # here, so that all else works on Windows, which has none
 
-    OSError when a try brings none. `part` keeps what is there, and a later call resumes it.
-    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ValueError(f"{folder}: another process is at work there") from None
+    finally:
+        os.close(handle)
+
+
+def write(path, fill):
+    """A file that is the new one or the old one, whole: fill(stream) writes a temporary one, which is then renamed."""
+    temporary = path.with_name("." + path.name)
+    try:
+        with open(temporary, "wb") as stream:
+            fill(stream)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot be written, {error.strerror}; what was there is kept") from None
+
+
+def download(url, part, timeout):
+    """Add to the file `part`, which later calls resume, what it lacks of url; OSError once a try brings no bytes."""
     start = have = part.stat().st_size if part.exists() else 0
     request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -131,10 +151,7 @@ def download(url, part, timeout):
 
 
 def unpack(archive, folder):
-    """Turn a tar file into `folder`, the one folder in it: all of it, or nothing.
-
-    ValueError for links and devices, TarError for names that lead outside: no data set needs them.
-    """
+    """Turn a tar file into `folder`, the one folder in it, or nothing: ValueError for links, TarError for odd names."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
@@ -147,8 +164,8 @@ def unpack(archive, folder):
 def fetch(folder, name, sources=SOURCES, timeout=30.0):
     """The path folder/name; what is not there is downloaded, checked and only then named so.
 
-    sources: see SOURCES; timeout: seconds without a byte after which a server counts as gone.
-    OSError when no source works out; it says what to fetch by hand and where to put it.
+    timeout: seconds without a byte after which a server counts as gone. OSError says what to fetch by hand, and where
+    to.
     """
     path = folder / name
     if path.exists():
@@ -190,26 +207,20 @@ def read_digits(path):
 
 
 def read_idx(path, *shape):
-    """An idx file (LeCun, Cortes and Burges 1998) as uint8 (n, *shape), or ValueError.
-
-    It is 0, 0, 8 for uint8, the number of dimensions, each as a big-endian int32, and the bytes.
-    """
+    """An idx file (LeCun et al. 1998) as uint8 (n, *shape): 0, 0, 8, how many dimensions, these as big-endian int32,
+    bytes."""
     raw, ndim = read(path), 1 + len(shape)
     start, magic = 4 + 4 * ndim, bytes([0, 0, 8, ndim])
     require(len(raw) >= start and raw[:4] == magic, f"{path}: must be idx and start {magic.hex()}")
     dims = np.frombuffer(raw, ">u4", ndim, offset=4).tolist()
-    fits = dims[0] > 0 and tuple(dims[1:]) == shape
-    require(fits, f"{path}: has dimensions {dims}, must have {['n', *shape]}, n > 0")
+    require(dims[0] > 0 and (*dims[1:],) == shape, f"{path}: has dimensions {dims}, must have {['n', *shape]}, n > 0")
     size = start + int(np.prod(dims))
     require(len(raw) == size, f"{path}: has {len(raw)} bytes, by its header it must be {size}")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(dims)
 
 
 def read_cifar(path, limits):
-    """A CIFAR batch (Krizhevsky 2009) as uint8 (n, 32, 32, 3), and labels (n,), or ValueError.
-
-    limits: how many classes each label byte tells apart, (10,) or (20, 100); the last is returned.
-    """
+    """A CIFAR batch as uint8 (n, 32, 32, 3) and the last of its labels (n,); limits: the classes of each label byte."""
     raw = np.frombuffer(read(path), np.uint8)
     size = len(limits) + 3 * 32 * 32
     whole = len(raw) > 0 and len(raw) % size == 0
@@ -245,11 +256,9 @@ def read_images(paths, size, cache):
     x = np.stack([read_image(path, size) for path in paths])
     if cache.parent.stat().st_mode & 0o200:  # a folder marked read-only would not stop root
         try:
-            with tempfile.TemporaryDirectory(dir=cache.parent) as temporary:
-                np.savez(f"{temporary}/x.npz", key=key, x=x)
-                Path(temporary, "x.npz").replace(cache)
+            write(cache, lambda stream: np.savez(stream, key=key, x=x))
         except OSError as error:
-            say(f"{cache}: not kept for the next time ({error})")
+            say(f"not kept for the next time: {error}")
     return x
 
 
@@ -283,25 +292,24 @@ def read_text(text):
     return Dataset(*text_blocks(train), *text_blocks(test), len(characters))
 
 
-def digits(folder, image_size):
+def digits(folder):
     """Handwritten digits 8x8 (Alpaydin and Kaynak 1998, UCI, CC BY 4.0): 1437 train, 360 test."""
     path = folder / "digits.csv.gz"
     shipped = Path(__file__).resolve().parent / "datasets" / "digits.csv.gz"
     x, y = read_digits(path if path.exists() else shipped)
-    order = np.random.RandomState(0).permutation(len(x))  # numpy keeps this stream for good
-    train, test = np.split(order, [1437])
+    train, test = np.split(np.random.RandomState(0).permutation(len(x)), [1437])  # numpy keeps this stream for good
     return Dataset(x[train], y[train], x[test], y[test], 10)
 
 
-def mnist(folder, image_size):
+def mnist(folder):
     """MNIST digits 28x28 (LeCun, Cortes and Burges 1998): 60,000 train, 10,000 test."""
 
     def part(name):
         images = fetch(folder, f"mnist/{name}-images-idx3-ubyte.gz")
         labels = fetch(folder, f"mnist/{name}-labels-idx1-ubyte.gz")
         x, y = read_idx(images, 28, 28), read_idx(labels)
-        fits = len(x) == len(y) and y.max() < 10
-        require(fits, f"{labels}: {len(y)} labels 0 to {y.max()}, must be {len(x)} labels 0 to 9")
+        wrong = f"{labels}: {len(y)} labels 0 to {y.max()}, must be {len(x)} labels 0 to 9"
+        require(len(x) == len(y) and y.max() < 10, wrong)
         return x[..., None], y
 
     return Dataset(*part("train"), *part("t10k"), 10)
@@ -319,18 +327,22 @@ def cifar(folder, name, train, test, limits):
     return Dataset(x, y, x_test, y_test, limits[-1])
 
 
-def cifar10(folder, image_size):
+def cifar10(folder):
     """CIFAR-10, 32x32 colour, 10 classes (Krizhevsky 2009): 50,000 train, 10,000 test."""
     return cifar(folder, "cifar-10-batches-bin", "data_batch_[1-5].bin", "test_batch.bin", (10,))
 
 
-def cifar100(folder, image_size):
+def cifar100(folder):
     """CIFAR-100, 32x32 colour, 100 classes (Krizhevsky 2009): 50,000 train, 10,000 test."""
     return cifar(folder, "cifar-100-binary", "train.bin", "test.bin", (20, 100))
 
 
-def imagenette(folder, image_size):
-    """Imagenette, photographs of 10 classes (Howard 2019, fast.ai): 9,469 train, 3,925 test."""
+def imagenette(folder, image_size=224):
+    """Imagenette, photographs of 10 classes (Howard 2019, fast.ai): 9,469 train, 3,925 test.
+
+    image_size: side of the square that is cropped
+    """
+    require(image_size > 0, f"image size {image_size}: must be 1 or more pixels a side")
     names = ("imagenette2", "imagenette2-160", "imagenette2-320")
     root = fetch(folder, next((name for name in names if (folder / name).exists()), names[-1]))
 
@@ -347,37 +359,32 @@ def imagenette(folder, image_size):
     return Dataset(x[: len(train)], y, x[len(train) :][order], y_test[order], 10)
 
 
-def shakespeare(folder, image_size):
+def shakespeare(folder):
     """Tiny Shakespeare (Karpathy 2015): 1,115,394 characters, 65 different ones."""
     name = "tinyshakespeare/input.txt"
     text = read(fetch(folder, name), SOURCES[name][0])  # it has no other sign that it is whole
     return read_text(text.decode("ascii"))
 
 
-def pydocs(folder, image_size):
+def pydocs(folder):
     """Python's language reference as help() shows it, about 465,000 characters by version."""
     from pydoc_data.topics import topics
 
     return read_text("".join(topics[key] for key in sorted(topics)))
 
 
-# name -> loader(folder, image_size) -> Dataset, whole and in the order of its files; image_size
-# matters to imagenette alone. Pixels may be uint8: load makes floats of the samples it takes.
-DATASETS = {
-    loader.__name__: loader
-    for loader in (digits, mnist, cifar10, cifar100, imagenette, shakespeare, pydocs)
-}
+# name -> loader(folder, its own options) -> Dataset, whole and in the order of its files; pixels may be uint8
+DATASETS = {f.__name__: f for f in (digits, mnist, cifar10, cifar100, imagenette, shakespeare, pydocs)}
 
 
-def load(name, folder="datasets", samples=0, image_size=224, standardize=False):
-    """A data set by its name in DATASETS, ready to train on.
+def load(name, folder="datasets", samples=0, test_samples=0, standardize=False, **options):
+    """A data set by its name in DATASETS, ready to train on. ValueError or OSError, in one line, for what is wrong.
 
     folder: where the files are or will be; it must exist, only the default is made when needed.
-    samples: how many to train on, 0 for all. Classes take turns, so the first k are balanced for
-    every k; text comes from its start. The test part is always whole.
+    samples: how many to train on, 0 for all. Classes take turns, so the first k are balanced for every k; text comes
+    from its start. test_samples: how many to test on, the first of them; 0 for all.
     standardize: shift and scale each channel so that training pixels have mean 0, deviation 1.
-    A file is read whole before samples are taken, and the test part is kept whole, as float32.
-    ValueError or OSError, in one line, for wrong arguments and for missing or broken files.
+    options: of the data set, such as image_size for imagenette. A file is read whole before samples are taken.
 
     >>> data = load("digits", samples=1024)
     >>> data.x.shape, data.y.shape, data.x_test.shape, data.classes
@@ -385,12 +392,13 @@ def load(name, folder="datasets", samples=0, image_size=224, standardize=False):
     """
     folder = Path(folder)
     require(name in DATASETS, f"unknown data set {name!r}, must be one of {', '.join(DATASETS)}")
-    require(image_size > 0, f"image size {image_size}: must be 1 or more pixels a side")
     require(folder.is_dir() or folder == Path("datasets"), f"{folder}: there is no such folder")
-    x, y, x_test, y_test, classes = DATASETS[name](folder, image_size)
-    n, images = len(x), x.ndim == 4
-    require(0 <= samples <= n, f"{name}: {samples} samples, must be 1 to {n} or 0 for all {n}")
-    require(images or not standardize, f"{name}: text cannot be standardized, images can")
+    x, y, x_test, y_test, classes = DATASETS[name](folder, **options)
+    n, few, images = len(x), test_samples or len(x_test), x.ndim == 4
+    for kind, asked, there in ("samples", samples, n), ("test samples", test_samples, len(x_test)):
+        require(0 <= asked <= there, f"{name}: {asked} {kind}, must be 1 to {there} or 0 for all {there}")
+    x_test, y_test = x_test[:few], y_test[:few]
+    require(images or not standardize, f"{name}: text cannot be standardized (--standardize), images can")
     take = (balanced_order(y) if images else np.arange(n))[: samples or n]
     x, y, y_test = x[take], y[take].astype(np.int32), y_test.astype(np.int32)
     if x.dtype == np.uint8:

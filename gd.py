@@ -11,8 +11,9 @@ and only the two middle lines differ. `make_step` is that loop's body, written o
 
 Symbols: w parameters (any pytree), f(w) training loss with the batch bound, g = ∇f(w), u the update direction
 (it points downhill: gradient descent has u = −g), η the learning rate, P the preconditioner of u = −P⁻¹g.
-Copying: this file needs JAX alone. Nothing here is jitted: jit the step you make (its carry can be donated). Parameters
-are float32 or float64: in half precision β₂ᵗ and ν lose their digits.
+Copying: this file needs JAX and numpy alone. Nothing here is jitted: jit the step you make (its carry can be donated).
+Parameters are float32 or float64: in half precision β₂ᵗ and ν lose their digits. An optimizer's options have a line
+each in its docstring, which is also the help of its flag.
 Paper: Roulet et al. 2024, arXiv:2407.06183, Sections 2 and 4, Appendix B. Read next: tuners.py.
 """
 
@@ -20,6 +21,8 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 class Optimizer(NamedTuple):
@@ -73,8 +76,10 @@ def gd():
     )
 
 
-def momentum(beta=0.9):
+def momentum(momentum=0.9):
     """Heavy ball (Polyak 1964): m ← βm + g, u = −m. The state is m, like w.
+
+    momentum: β, the decay of the sum of past g
 
     There is no factor 1 − β on g, so a learning rate here acts like one 1/(1 − β) times larger.
 
@@ -85,7 +90,7 @@ def momentum(beta=0.9):
     """
 
     def direction(m, g):
-        m = jax.tree.map(lambda m, g: beta * m + g, m, g)
+        m = jax.tree.map(lambda m, g: momentum * m + g, m, g)
         return jax.tree.map(jnp.negative, m), m
 
     return Optimizer(
@@ -95,6 +100,9 @@ def momentum(beta=0.9):
 
 def rmsprop(beta2=0.999, eps=1e-8):
     """RMSProp (Tieleman and Hinton 2012): ν ← β₂ν + (1 − β₂)g², u = −g/√(ν + ε). The state is ν, like w.
+
+    beta2: β₂, the decay of the average of g²
+    eps: ε, which keeps the division finite
 
     ν starts at zero and is not bias-corrected, so early directions are long: with β₂ = 0.999 the first
     has entries near ±√1000. ε stands under the root (in g², not in |g|).
@@ -119,6 +127,10 @@ def adam(beta1=0.9, beta2=0.999, eps=1e-8):
     """Adam (Kingma and Ba 2015), bias-corrected: u = −m̂/(√ν̂ + ε). The state is (m, ν, step count).
 
     m ← β₁m + (1 − β₁)g, ν ← β₂ν + (1 − β₂)g², m̂ = m/(1 − β₁ᵗ), ν̂ = ν/(1 − β₂ᵗ). ε stands outside the root.
+
+    beta1: β₁, the decay of the average of g
+    beta2: β₂, the decay of the average of g²
+    eps: ε, which keeps the division finite
 
     >>> optimizer = adam()
     >>> u, state = optimizer.direction(optimizer.init(jnp.zeros(2)), jnp.array([4.0, -0.5]))
@@ -169,14 +181,14 @@ def mean_over_chunks(fn, size):
     def mean(w, batch):
         lengths = {a.shape[:1] for a in jax.tree.leaves(batch)}
         if len(lengths) != 1 or () in lengths:
-            raise ValueError(f"the arrays of a batch must be equally long along axis 0; their shapes begin {sorted(lengths)}")
+            raise ValueError(f"the arrays of a batch must be equally long along axis 0, not {sorted(lengths)}")
         n = lengths.pop()[0]
         if n <= size:
             return fn(w, batch)
 
         def share(start, length):  # what the chunk that starts there adds to the mean
             chunk = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length), batch)
-            value = jax.checkpoint(fn)(w, chunk)  # a gradient through the scan would keep the activations of all chunks
+            value = jax.checkpoint(fn)(w, chunk)  # else a gradient through the scan keeps the activations of all chunks
             return jax.tree.map(lambda value: value * (length / n), value)
 
         def add(total, start):
@@ -186,6 +198,60 @@ def mean_over_chunks(fn, size):
         return jax.lax.scan(add, last, size * jnp.arange((n - 1) // size))[0]
 
     return mean
+
+
+def batch(t, n, size, seed=0):
+    """Which of n samples make up the mini-batch of step t: `size` indices, from (seed, t) alone.
+
+    Each epoch takes the samples in another order; a remainder smaller than a batch is left out of it.
+
+    >>> sorted(np.concatenate([batch(0, 4, 2), batch(1, 4, 2)]).tolist())
+    [0, 1, 2, 3]
+    """
+    epoch, k = divmod(t, n // size)
+    order = np.random.default_rng((seed, epoch)).permutation(n)
+    return order[k * size : (k + 1) * size]
+
+
+def over_devices(size):
+    """How a batch of so many samples lies on the devices, and how all else does: two shardings; None on one device.
+
+    The batch is split over the largest number of devices that divides it, all else is on each of them; given arrays
+    that lie like that the compiler does the rest. ValueError where several processes would leave a device without
+    samples.
+
+    >>> over_devices(64) if jax.device_count() == 1 else (None, None)
+    (None, None)
+    """
+    devices = jax.devices()
+    if len(devices) == 1:
+        return None, None
+    used = max(k for k in range(1, len(devices) + 1) if size % k == 0)
+    if used < len(devices) and jax.process_count() > 1:
+        raise ValueError(f"a batch of {size} samples cannot be laid evenly over {len(devices)} devices")
+    mesh = jax.sharding.Mesh(np.array(devices[:used]), ("samples",))
+    return NamedSharding(mesh, PartitionSpec("samples")), NamedSharding(mesh, PartitionSpec())
+
+
+def mse(logits, y):
+    """½‖z − onehot(y)‖², averaged over samples (and characters).
+
+    >>> float(mse(jnp.array([[1.0, 0.0]]), jnp.array([1])))
+    1.0
+    """
+    return 0.5 * jnp.mean(jnp.sum((logits - jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)) ** 2, -1))
+
+
+def ce(logits, y):
+    """−log softmax(z)[y], averaged over samples (and characters).
+
+    >>> round(float(ce(jnp.zeros((1, 2)), jnp.array([1]))), 3)
+    0.693
+    """
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], -1))
+
+
+LOSSES = {"mse": mse, "ce": ce}
 
 
 def init_carry(w, optimizer, tuner):

@@ -1,25 +1,24 @@
 """Networks as pairs of pure functions, from a linear classifier to a transformer.
 
-A network needs no framework. It is a function `init` that draws parameters w, a nested dict or list
-of arrays, and a function `apply` that maps w and a batch x to logits z. As w is a plain pytree,
-f(w) = loss(apply(w, x), y) goes as it stands into `jax.grad`, or into a jvp of a jvp for curvature.
-The networks are those of section 3 of "Stepping on the Edge: Curvature Aware Learning Rate Tuners"
-(arXiv:2407.06183), and a cnn and an rnn, small enough for a laptop; PRESETS has the paper's sizes.
+What this file teaches: a network needs no framework. It is a function `init` that draws parameters w, a nested dict or
+list of arrays, and a function `apply` that maps w and a batch x to logits z; f(w) = loss(apply(w, x), y) goes as it
+stands into `jax.grad`, or into a jvp of a jvp. They are those of Section 3 of arXiv:2407.06183, a cnn and an rnn;
+PRESETS has the paper's sizes. No dropout anywhere.
 
     images   x (batch, height, width, channels), float in [0, 1]   z (batch, classes)
     text     x (batch, characters), int                            z (batch, characters, classes)
 
-A factory takes the shape of one sample, the number of classes (for text, of characters) and
-options; what does not fit is a ValueError of one line. It writes a spec, the shape and the start of
-every array of w, and `apply`.
+A factory takes the shape of one sample, the number of classes (for text, of characters) and options, each with a line
+in its docstring that is also its flag's help; it writes a spec, the shape and the start of every array of w, and
+`apply`.
 Copying: this file needs JAX alone; for one network take all above "Networks" and what it calls.
-Read next: gd.py, which trains what is built here.
+Read next: data.py, which has what they are trained on.
 """
 
 import math
 from functools import partial
 from itertools import accumulate
-from typing import Callable, NamedTuple
+from typing import Callable, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,15 +67,16 @@ def check(model, axes, shape, **sizes):
     require(len(shape) == axes, f"{model} reads {sample}, not samples of shape {shape}")
     for name, size in sizes.items():
         require(size >= 1 and size % 1 == 0, f"{model}: {name} must be 1, 2, 3, ..., not {size}")
+    patch = sizes.get("patch", 1)
+    fits = patch == 1 or shape[0] % patch == shape[1] % patch == 0
+    require(fits, f"{model}: patch must divide height and width {shape[:2]}, not be {patch}")
 
 
 # ---- Layers: functions of their own parameters and of x
 
 
 def dense_spec(fan_in, fan_out, gain=1.0):
-    """Gain 2 keeps the size of a signal through relu, which drops half of it (He et al. 2015); gain
-    1 keeps it where nothing follows, and nearly through tanh (LeCun et al. 1998). Biases are zero.
-    """
+    """Gain 2 keeps a signal's size through relu (He et al. 2015), 1 nearly through tanh (LeCun et al. 1998)."""
     return {"kernel": Normal((fan_in, fan_out), gain / fan_in), "bias": Normal((fan_out,))}
 
 
@@ -152,8 +152,8 @@ def attention_spec(width, inner):
 def attention(w, x, heads, causal=False):
     """softmax(q k' / sqrt(d)) v: each position averages those it attends to (Vaswani et al. 2017).
 
-    (batch, positions, width) -> the same, in time and memory that grow as positions^2. If `causal`,
-    position q sees only positions k <= q. Einsum letters: b batch, h head, d width of a head.
+    (batch, positions, width) -> the same, in time and memory that grow as positions^2. If `causal`, position q sees
+    only positions k <= q. Einsum letters: b batch, h head, d width of a head.
     """
     qkv = dense(w["qkv"], x).reshape(*x.shape[:2], 3, heads, -1)
     q, k, v = jnp.unstack(qkv, axis=2)  # (batch, positions, heads, d) each
@@ -179,10 +179,12 @@ def linear(shape, classes):
     return Model(partial(draw, spec), lambda w, x: dense(w, x.reshape(len(x), -1)))
 
 
-def mlp(shape, classes, width=128, depth=3, activation="relu"):
-    """`depth` hidden layers of `width` units, relu or tanh, then a linear one (Figs. 15 and 16).
+def mlp(shape, classes, width=128, depth=3, activation: Literal["relu", "tanh"] = "relu"):
+    """Hidden layers, then a linear one (Figs. 15 and 16).
 
-    Every kernel starts from N(0, 2 / fan_in) for relu and N(0, 1 / fan_in) for tanh.
+    width: units of a hidden layer
+    depth: hidden layers
+    activation: between the layers
 
     >>> count(mlp((8, 8, 1), 10))
     42634
@@ -196,10 +198,10 @@ def mlp(shape, classes, width=128, depth=3, activation="relu"):
 
 
 def cnn(shape, classes, width=16, depth=3):
-    """`depth` 3x3 convolutions of stride 2, doubling in channels; mean over pixels; dense layer.
+    """3x3 convolutions of stride 2, doubling in channels; mean over pixels; dense layer.
 
-    >>> count(cnn((8, 8, 1), 10))
-    23946
+    width: channels of the first stage, doubled in each later one
+    depth: convolutions
     """
     check("cnn", 3, shape, classes=classes, width=width, depth=depth)
     sizes = [shape[2]] + [width * 2**i for i in range(depth)]
@@ -218,8 +220,7 @@ def rnn(shape, classes, width=128):
 
     h_t = tanh(e(x_t) + h_(t-1) W + b) from h = 0, where e(c) is a learned row for character c.
 
-    >>> count(rnn((16,), 65))
-    33217
+    width: units of a hidden layer
     """
     check("rnn", 1, shape, classes=classes, width=width)
     spec = {"recur": dense_spec(width, width), "head": dense_spec(width, classes)}
@@ -258,13 +259,14 @@ def resnet_block(w, x, stride, norm):
     return jax.nn.relu(x + y)
 
 
-def resnet(shape, classes, depth=10, width=16, norm="none", stem="small"):
+def resnet(shape, classes, width=16, depth=10, norm: Literal["none", "layer", "group"] = "none",
+           stem: Literal["small", "imagenet"] = "small"):  # fmt: skip
     """Blocks that each add a correction to what they are given (He et al. 2016).
 
-    depth  10, 18, 34: two 3x3 convolutions a block; 50: a bottleneck of 1x1, 3x3 and 1x1
-    width  channels of the first stage, doubled in each later one; 64 as published
-    norm   none, layer (over the channels of a pixel) or group, after every convolution
-    stem   small (3x3), or imagenet (7x7 with stride 2, then a max pool with stride 2)
+    width: channels of the first stage, doubled in each later one
+    depth: 10, 18 or 34, with two 3x3 convolutions a block; 50, with 1x1, 3x3 and 1x1
+    norm: after every convolution; layer: over the channels of a pixel
+    stem: small (3x3), or imagenet (7x7 with stride 2, then a max pool with stride 2)
 
     All branches start at zero, so that any depth starts shallow. With a norm, its last scale in a
     branch is zero (Goyal et al. 2017). Without, the last kernel is, and the m - 1 others are scaled
@@ -316,16 +318,13 @@ def stack(w, x, mix, act):
 
 
 def mixer(shape, classes, width=64, depth=2, patch=4):
-    """MLP-Mixer: MLPs across patches and across channels, by turns (Tolstikhin et al. 2021).
+    """MLP-Mixer: MLPs across patches and channels, by turns, of width / 2 and 4 * width (Tolstikhin et al. 2021).
 
-    Their hidden sizes are width / 2 and 4 * width, as in every published one. No dropout.
-
-    >>> count(mixer((8, 8, 1), 10))
-    69138
+    width: channels of a patch or a character
+    depth: blocks
+    patch: side of a patch
     """
     check("mixer", 3, shape, classes=classes, width=width, depth=depth, patch=patch)
-    fits = shape[0] % patch == shape[1] % patch == 0
-    require(fits, f"mixer: patch must divide height and width {shape[:2]}, not be {patch}")
     tokens = shape[0] * shape[1] // patch**2
     spec = stack_spec(depth, width, classes, layers_spec([tokens, math.ceil(width / 2), tokens]))
     spec["embed"] = dense_spec(patch * patch * shape[2], width)
@@ -341,24 +340,24 @@ def mixer(shape, classes, width=64, depth=2, patch=4):
 
 
 def vit(shape, classes, width=64, depth=2, patch=4, heads=4):
-    """Vision transformer: attention among the patches of an image (Dosovitskiy et al. 2021).
+    """Vision transformer: attention among patches and a learned token, read for the class (Dosovitskiy et al. 2021).
 
-    Positions are learned; the class is read off a learned token before the patches. No dropout.
+    width: channels of a patch or a character
+    depth: blocks
+    patch: side of a patch
+    heads: heads of an attention
 
     >>> count(vit((8, 8, 1), 10))
     102218
     """
     check("vit", 3, shape, classes=classes, width=width, depth=depth, patch=patch, heads=heads)
-    fits = shape[0] % patch == shape[1] % patch == 0
-    require(fits, f"vit: patch must divide height and width {shape[:2]}, not be {patch}")
     require(width % heads == 0, f"vit: heads must divide the width {width}, not be {heads}")
     tokens = 1 + shape[0] * shape[1] // patch**2
     spec = {
         "embed": dense_spec(patch * patch * shape[2], width),
-        "token": Normal((width,)),
-        "positions": Normal((tokens, width), 0.02**2),
+        "token": Normal((width,)), "positions": Normal((tokens, width), 0.02**2),
         **stack_spec(depth, width, classes, attention_spec(width, width)),
-    }
+    }  # fmt: skip
 
     def apply(w, x):
         x = dense(w["embed"], patches(x, patch))
@@ -369,17 +368,19 @@ def vit(shape, classes, width=64, depth=2, patch=4, heads=4):
     return Model(partial(draw, spec), apply)
 
 
-def transformer(shape, classes, width=64, depth=2, heads=4, attention_width=None):
-    """Decoder-only transformer that predicts, at each character, the next. No dropout.
+def transformer(shape, classes, width=64, depth=2, heads=4, attention_width=0):
+    """Decoder-only transformer that predicts, at each character, the next.
 
-    `attention_width` is that of all heads together, and `width` where it is not given.
+    width: channels of a patch or a character
+    depth: blocks
+    heads: heads of an attention
+    attention_width: channels of all heads of an attention together; 0 = as many as the width
 
     >>> count(transformer((16,), 65))
     109505
     """
-    inner = width if attention_width is None else attention_width
-    check("transformer", 1, shape, classes=classes, width=width, depth=depth, heads=heads)
-    check("transformer", 1, shape, attention_width=inner)
+    inner = attention_width or width
+    check("transformer", 1, shape, classes=classes, width=width, depth=depth, heads=heads, attention_width=inner)
     require(inner % heads == 0, f"transformer: heads must divide the width {inner}, not be {heads}")
     spec = {
         "embed": Normal((classes, width), 1 / width),
@@ -404,6 +405,5 @@ PRESETS = {  # the paper's own, as (model, options); it does not name the stem o
     "resnet50": ("resnet", {"depth": 50, "width": 64, "norm": "layer", "stem": "small"}),
     "mixer-ti8": ("mixer", {"width": 192, "depth": 12, "patch": 8}),
     "vit-ti32": ("vit", {"width": 192, "depth": 12, "patch": 32, "heads": 3}),
-    # Attention width 32 is that of all 8 heads together, as in the optax example of this name.
-    "nanolm": ("transformer", {"width": 256, "depth": 6, "heads": 8, "attention_width": 32}),
+    "nanolm": ("transformer", {"width": 256, "depth": 6, "heads": 8, "attention_width": 32}),  # 32: 8 heads together
 }

@@ -3,33 +3,36 @@
     python train.py --tuner cdat --sigma 2
     python train.py --tuner constant linesearch greedy cdat --lr 0.1
 
-What this file teaches: how the parts compose. A loss is a model (models.py) on data (data.py); a step is an
-optimizer (gd.py) and a tuner (tuners.py) on that loss; the sharpness (sharpness.py) is measured beside it. The
-loop is `train`: plain Python around one jitted step, which it never waits for between two log intervals.
+What this file teaches: how the parts compose. A loss is a model (models.py) on data (data.py); a step is an optimizer
+(gd.py) and a tuner (tuners.py) on that loss; the sharpness (sharpness.py) is measured beside it. First the loop, then
+what it calls; the command line comes last.
 
-Every run is a folder runs/NAME with config.json, metrics.csv, checkpoint.npz and figure.png. Read next: plots.py.
+Every run is a folder runs/NAME. Its checkpoint.npz is the run, all else there is made from it. Read next: plots.py.
 """
 
 import argparse
 import contextlib
-import dataclasses
 import functools
+import hashlib
+import inspect
 import itertools
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sys
-import tempfile
 import time
+import typing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
 import data
 import gd
@@ -38,92 +41,337 @@ import plots
 import sharpness
 import tuners
 
-
-def flag(default, help, allowed=None, of=(), names_run=True):
-    """A field of Config and its flag. allowed: a tuple of words, or an interval such as "(0, 1]"; of: the tuners,
-    optimizers, models or data sets that take it (none: all); names_run: whether it changes the numbers of a run."""
-    return dataclasses.field(default=default, metadata=dict(help=help, allowed=allowed, of=of, names_run=names_run))
+# ------------------------------------------------------------------------------------------------------ the loop
 
 
-IMAGES = ("digits", "mnist", "cifar10", "cifar100", "imagenette")
-LAYERED = ("mlp", "cnn", "resnet", "mixer", "vit", "transformer")
+def train(config, report=lambda rows: None, stopped=lambda: False):
+    """One run, given by what `configure` returns: trained, continued from its checkpoint, or read back where it is
+    done.
+
+    Returns its history, a dict of one numpy array a column of metrics.csv. report(rows) is called as the first step
+    begins, without rows, and with those of each log interval. Once stopped() is true the run is saved, and
+    KeyboardInterrupt raised. ValueError and OSError, in one line, for what cannot be run.
+
+    >>> train(configure(model="linear", tuner="greedy", samples=32, steps=3, out="a_folder"))["loss"].shape
+    (3,)
+    """
+    held = held_run(config)
+    if held and held.facts["status"] in OVER:
+        return held.history
+    dataset = data.load(config.dataset, config.data_dir, config.samples, config.test_samples, config.standardize,
+                        **{name: vars(config)[name] for name in options_of(data.DATASETS[config.dataset])})  # fmt: skip
+    n, size = len(dataset.x), config.batch_size or len(dataset.x)
+    if size > n:
+        raise ValueError(f"--batch-size is {size}; there are {n} training samples")
+    run, numbers = compiled(kind_of(config), dataset.x.shape[1:], dataset.classes), numbers_of(config)
+    if n % size:
+        print(f"batches of {size} drop {n % size} of {n} samples in each epoch")
+    split, whole = gd.over_devices(size)  # how a batch lies on the devices, and all else
+    if split:
+        print(f"the batch of {size} is laid over {split.mesh.size} of {jax.device_count()} devices")
+    samples = jax.device_put((dataset.x, dataset.y), whole if config.batch_size else split)
+    some = jax.tree.map(lambda a: a[: config.sharpness_samples or n], samples)  # that the sharpness is measured on
+    held_out = jax.device_put((dataset.x_test, dataset.y_test), whole)
+    batch_of = lambda t: jax.device_put(gd.batch(t, n, size, config.seed), split) if config.batch_size else None
+
+    with owned(config), jax.default_matmul_precision(MATMUL_PRECISION):
+        carry = run.init(config.seed, numbers)
+        v = jax.tree.map(jnp.ones_like, carry.w)  # where the first search for the top eigenvector starts
+        columns = jax.eval_shape(run.step, carry, samples, batch_of(0), numbers)[1]
+        columns |= jax.eval_shape(run.measure, carry.w, carry, 1.0, v, samples, batch_of(0), held_out, numbers)
+        history, state, facts = begin(config, columns, (carry, v), dataset)
+        carry, v = jax.device_put(state, whole)
+        started, waiting = time.time() - facts["seconds"], []
+        report([])
+        for t in range(len(history["step"]), config.steps):
+            batch, w = batch_of(t), carry.w
+            carry, metrics = run.step(carry, samples, batch, numbers)
+            row = {"step": t, **metrics}
+            if t % config.sharpness_every == 0:  # at w, before the step
+                lam = math.nan
+                if not config.no_sharpness:
+                    product = lambda v: run.hessian(w, carry, v, some, numbers)
+                    top = sharpness.lobpcg(product, v, config.sharpness_tol)
+                    lam = top.value if top.converged else math.nan  # else it is not measured
+                    v = top.vector if math.isfinite(top.value) else v
+                row |= run.measure(w, carry, lam, v, samples, batch, held_out, numbers)
+            waiting.append(row)
+            last, stop = t + 1 == config.steps, stopped()
+            if (t + 1) % config.log_every and not last and not stop:
+                continue
+            rows, waiting = jax.device_get(waiting), []  # here alone the loop waits for the device
+            finite = np.isfinite([row["loss"] for row in rows])
+            rows = rows if finite.all() else rows[: finite.argmin() + 1]  # a diverged run ends with what shows it
+            for name, column in history.items():
+                new = np.array([row.get(name, np.nan) for row in rows], column.dtype)
+                history[name] = np.concatenate([column, new])
+            ending = "done" if last else "interrupted" if stop else "running"
+            facts |= {"status": ending if finite.all() else "diverged", "seconds": round(time.time() - started, 1)}
+            save(config, history, (carry, v), facts)
+            report(rows)
+            if facts["status"] == "interrupted":
+                raise KeyboardInterrupt
+            if facts["status"] == "diverged":
+                break
+    return {name: column.astype(float) for name, column in history.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One run. The fields are the flags of the command line, in this order."""
+class Compiled(NamedTuple):
+    """What is compiled for one kind of run.
 
-    # what
-    dataset: str = flag("digits", "data set", tuple(data.DATASETS))
-    data_dir: str = flag("datasets", "folder that holds the data sets, or is to", names_run=False)
-    samples: int = flag(1024, "training samples, balanced over the classes; 0 = all", "[0, 1e9]")
-    test_samples: int = flag(0, "test samples; 0 = all", "[0, 1e9]")
-    image_size: int = flag(224, "side of the square that is cropped", "[1, 1024]", of=("imagenette",))
-    standardize: bool = flag(False, "give each channel mean 0 and deviation 1", of=IMAGES)
-    model: str = flag("mlp", "network", tuple(models.MODELS))
-    preset: str = flag("", "a network of the paper, in its size", tuple(models.PRESETS))
-    width: int = flag(0, "units, or channels of the first stage; 0 = the model's own", "[0, 65536]", of=(*LAYERED, "rnn"))
-    depth: int = flag(0, "layers or blocks (resnet: 10, 18, 34, 50); 0 = the model's own", "[0, 100]", of=LAYERED)
-    norm: str = flag("none", "normalisation", tuple(models.NORMS), of=("resnet",))
-    stem: str = flag("small", "first layers: one convolution, or those of ImageNet", ("small", "imagenet"), of=("resnet",))
-    patch: int = flag(0, "side of a patch; 0 = the model's own", "[0, 4096]", of=("mixer", "vit"))
-    activation: str = flag("relu", "between the layers", ("relu", "tanh"), of=("mlp",))
-    loss: str = flag("mse", "mse = half the squared error, ce = cross-entropy", ("mse", "ce"))
-    weight_decay: float = flag(1e-5, "c in the term c/2 |w|^2 of the loss", "[0, 1e30]")
-    seed: int = flag(0, "seed of the parameters and of the mini-batches", "[0, 2147483647]")
-    # how
-    optimizer: str = flag("gd", "what gives the direction", tuple(gd.OPTIMIZERS))
-    momentum: float = flag(0.9, "decay of its average", "[0, 1)", of=("momentum",))
-    beta1: float = flag(0.9, "decay of the average of g", "[0, 1)", of=("adam",))
-    beta2: float = flag(0.999, "decay of the average of g^2", "[0, 1)", of=("rmsprop", "adam"))
-    eps: float = flag(1e-8, "what keeps the division finite", "[1e-30, 1e30]", of=("rmsprop", "adam"))
-    tuner: str = flag("cdat", "what sets the learning rate", tuple(tuners.TUNERS))
-    lr: float = flag(0.1, "learning rate", "(0, 1e30]", of=("constant", "schedule", "hypergradient"))
-    sigma: float = flag(2.0, "scaling factor; for cdat 1 = greedy, 2 = on edge", "(0, 1e30]", of=("cdat", "exact"))
-    beta: float = flag(0.0, "decay of its moving averages", "[0, 1)", of=("cdat", "feedback"))
-    sigma_high: float = flag(2.5, "scaling factor while the loss behaves", "[1, 1e30]", of=("feedback",))
-    tolerance: float = flag(0.05, "relative rise of the loss that resets it", "[0, 1e30]", of=("feedback",))
-    average: float = flag(0.9, "decay of the loss's moving average", "[0, 1)", of=("feedback",))
-    slope: float = flag(1e-4, "share of the predicted decrease", "[0, 1)", of=("linesearch",))
-    slack: float = flag(0.0, "relative increase that is accepted", "[0, 1e30]", of=("linesearch",))
-    shrink: float = flag(0.8, "factor after a failed trial", "(0, 1)", of=("linesearch",))
-    grow: float = flag(4.0, "factor on the last rate; inf = start from --lr-max", "(1, 1e30] or inf", of=("linesearch",))
-    lr_max: float = flag(1.0, "largest learning rate", "(0, 1e30]", of=("linesearch", "polyak"))
-    warmup: float = flag(0.1, "fraction of the steps that warm up", "[0, 1)", of=("schedule",))
-    decay: str = flag("cosine", "after the warm-up", ("constant", "linear", "cosine"), of=("schedule",))
-    hyper_rate: float = flag(0.1, "learning rate of the learning rate", "[0, 1]", of=("hypergradient",))
-    batch_size: int = flag(0, "samples a step; 0 = all, full batch", "[0, 1e9]")
-    chunk_size: int = flag(0, "samples in memory at a time; 0 = the whole batch", "[0, 1e9]")
-    steps: int = flag(2000, "steps", "[1, 1e9]", names_run=False)
-    # measure
-    sharpness_every: int = flag(100, "steps between two measurements", "[1, 1e9]")
-    sharpness_samples: int = flag(0, "training samples it is measured on; 0 = all", "[0, 1e9]")
-    sharpness_tol: float = flag(1e-3, "its relative residual", "(0, 1)")
-    no_sharpness: bool = flag(False, "do not measure it")
-    # run
-    precision: str = flag("float32", "of matrix products", ("float32", "tensorfloat32", "bfloat16"))
-    out: str = flag("runs", "folder that holds the run folders", names_run=False)
-    resume: bool = flag(False, "go on from the checkpoint, if there is one", names_run=False)
-    overwrite: bool = flag(False, "run again what is there already", names_run=False)
-    log_every: int = flag(100, "steps between two writes to disk", "[1, 1e9]", names_run=False)
-    no_plot: bool = flag(False, "draw no figure", names_run=False)
-    no_cache: bool = flag(False, "keep no compiled programs in the user's cache folder", names_run=False)
-    distributed: bool = flag(False, "one of several processes, which the flags below or a cluster name", names_run=False)
-    coordinator: str = flag("", "address:port of process 0", names_run=False)
-    processes: int = flag(0, "how many there are", "[0, 1e6]", names_run=False)
-    process: int = flag(0, "which of them this is", "[0, 1e6]", names_run=False)
+    samples: (x, y) on the devices; batch: the rows of a step among them, None for all; numbers: see `numbers_of`;
+    w, carry: the parameters before a step, and what it handed on (gd.Carry); λ, v: the top eigenpair at w.
+    """
+
+    init: Callable  # init(seed, numbers) -> carry
+    step: Callable  # step(carry, samples, batch, numbers) -> (carry, metrics), see gd.make_step
+    hessian: Callable  # hessian(w, carry, v, samples, numbers) -> P^(-1/2) H P^(-1/2) v (22)
+    measure: Callable  # measure(w, carry, λ, v, samples, batch, held_out, numbers) -> what else is logged of the step
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-PARTS = ("dataset", "model", "optimizer", "tuner")  # what is chosen by name, and may take flags of its own
-SEVERAL = ("optimizer", "tuner", "lr", "sigma", "beta", "batch_size", "seed")  # flags that take several values
+@functools.cache
+def compiled(kind, shape, classes):
+    """The functions of one kind of run (see `kind_of`), jitted; cached, so that the runs of a sweep share them.
+
+    The carry is not donated to the step, since w is still measured after it. On ResNet34 donation would save 4 % of a
+    step's memory.
+    """
+    kind = SimpleNamespace(**dict(kind))
+    network = built(models.MODELS[kind.model], vars(kind) | {"shape": shape, "classes": classes})
+    optimizer_of = lambda numbers: built(gd.OPTIMIZERS[kind.optimizer], vars(kind) | numbers)
+    tuner_of = lambda numbers: built(tuners.TUNERS[kind.tuner], vars(kind) | numbers)
+    data_loss = lambda w, batch: gd.LOSSES[kind.loss](network.apply(w, batch[0]), batch[1])
+    objective = lambda numbers: lambda w, batch: data_loss(w, batch) + 0.5 * numbers["weight_decay"] * gd.dot(w, w)
+    in_chunks = functools.partial(gd.mean_over_chunks, size=kind.chunk_size)
+    pick = lambda samples, batch: samples if batch is None else jax.tree.map(lambda a: a[batch], samples)
+
+    def init(seed, numbers):
+        return gd.init_carry(network.init(jax.random.key(seed)), optimizer_of(numbers), tuner_of(numbers))
+
+    def step(carry, samples, batch, numbers):
+        take = gd.make_step(objective(numbers), optimizer_of(numbers), tuner_of(numbers), kind.chunk_size)
+        return take(carry, pick(samples, batch))
+
+    def hessian(w, carry, v, samples, numbers):
+        scale = optimizer_of(numbers).scale(carry.optimizer)  # P^(-1/2), None for the identity
+        scaled = lambda v: v if scale is None else jax.tree.map(jnp.multiply, scale, v)
+        product = lambda w, batch: sharpness.hvp(lambda w: objective(numbers)(w, batch), w, scaled(v))
+        return scaled(in_chunks(product)(w, samples))
+
+    def test(w, batch):
+        right = jnp.argmax(network.apply(w, batch[0]), -1) == batch[1]
+        return {"test_loss": data_loss(w, batch), "test_accuracy": jnp.mean(right.astype(jnp.float32))}
+
+    def measure(w, carry, lam, v, samples, batch, held_out, numbers):
+        """A column of metrics.csv for each key: a new quantity is a line here."""
+        f = lambda w: in_chunks(objective(numbers))(w, pick(samples, batch))
+        cos = sharpness.alignment(carry.u, v, optimizer_of(numbers).scale(carry.optimizer))
+        return {
+            "sharpness": tuners.scalar(lam, w),
+            "alignment": jnp.where(jnp.isfinite(lam), cos, jnp.nan),
+            "greedy_gain": tuners.greedy_gain(f, w, carry.u),
+            **in_chunks(test)(w, held_out),
+        }
+
+    return Compiled(*map(jax.jit, (init, step, hessian, measure)))
 
 
-# ---------------------------------------------------------------------------------------- command line to configs
+# --------------------------------------------------------------------------------------------- a run on the disk
+
+OVER = ("done", "diverged")  # the statuses of a run that needs no more steps; the others are running and interrupted
+
+
+def folder_of(config):
+    """Where a run is kept."""
+    return Path(config.out) / name_of(config)
+
+
+def held_run(config):
+    """What the folder of a run holds of it, a plots.Run; None where there is nothing to go on from.
+
+    Raises ValueError for what only --overwrite may replace, or only --resume may continue.
+    """
+    folder = folder_of(config)
+    if config.overwrite or not (folder / "checkpoint.npz").exists():
+        return None
+    held, settings = plots.load_run(folder), settings_of(config)
+    differ = [name for name in settings if held.settings.get(name) != settings[name]]
+    stretches = "steps" not in inspect.signature(tuners.TUNERS[config.tuner]).parameters  # as a schedule does not
+    longer = differ == ["steps"] and held.settings["steps"] < config.steps and stretches
+    if longer and not config.resume:
+        raise ValueError(f"{folder}: holds {held.settings['steps']} steps; give --resume to go on, or --overwrite")
+    if longer:  # not over any more
+        return held._replace(facts=held.facts | {"status": "running"})
+    if differ:
+        values = ", ".join(f"{dashed(name)} {held.settings.get(name)}" for name in differ)
+        raise ValueError(f"{folder}: holds a run with {values}; give --overwrite to replace it, or another --out")
+    if held.facts["status"] not in OVER and not config.resume:
+        raise ValueError(f"{folder}: holds an unfinished run; give --resume to go on, or --overwrite")
+    return held
+
+
+def owned(config):
+    """The folder of a run, for this process alone. Of several processes the first one writes; Windows has no lock."""
+    free = jax.process_index() > 0 or os.name == "nt"
+    return contextlib.nullcontext() if free else data.owned(folder_of(config))
+
+
+def begin(config, columns, state, dataset):
+    """(history, state, facts) to go on from: those of the checkpoint where there is one, else empty and as given."""
+    held, file = held_run(config), folder_of(config) / "checkpoint.npz"  # once more, now that no one else writes
+    multihost_utils.sync_global_devices(str(file))  # nor does process 0, while another still looks
+    identity = hashlib.sha256(dataset.x.tobytes() + dataset.y.tobytes()).hexdigest()[:16]
+    facts = dict(status="running", seconds=0.0, data=identity, jax=jax.__version__, numpy=np.__version__,
+                 device=jax.devices()[0].device_kind, matmul_precision=MATMUL_PRECISION)  # fmt: skip
+    history = {"step": np.empty(0, int)} | {name: np.empty(0, column.dtype) for name, column in columns.items()}
+    if not held:
+        if jax.process_index() == 0:
+            file.unlink(missing_ok=True)  # under --overwrite: from here on nothing is left of the old run
+        return history, state, facts
+    leaves, tree = jax.tree.flatten(state)
+    with np.load(file) as saved:
+        rows = {name: saved[f"history/{name}"] for name in held.history}
+        found = [saved[name] for name in saved.files if name.startswith("state/")]
+    other = {"network or precision": [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in found],
+             "data": held.facts["data"] != identity, "columns": rows.keys() != history.keys()}  # fmt: skip
+    if any(other.values()):
+        what = " and ".join(name for name, differs in other.items() if differs)
+        raise ValueError(f"{file}: of other {what}; give --overwrite to start again")
+    return rows, jax.tree.unflatten(tree, found), facts | {"seconds": held.facts["seconds"]}
+
+
+def save(config, history, state, facts):
+    """The run so far, as one file; once it stops also as metrics.csv and config.json, for people and other programs."""
+    if jax.process_index() > 0:
+        return
+    folder, settings = folder_of(config), settings_of(config)
+    arrays = {f"history/{name}": column for name, column in history.items()}
+    arrays |= {f"state/{k}": leaf for k, leaf in enumerate(jax.tree.leaves(state))}
+    texts = dict(settings=json.dumps(settings), facts=json.dumps(facts))
+    data.write(folder / "checkpoint.npz", lambda stream: np.savez(stream, **texts, **arrays))
+    if facts["status"] != "running":
+        cells = [column.astype(str) for column in history.values()]  # with the digits that read back as the same number
+        csv = "\n".join(map(",".join, [history, *zip(*cells), ""]))
+        data.write(folder / "metrics.csv", lambda stream: stream.write(csv.encode()))
+        text = json.dumps(settings | facts, indent=1)
+        data.write(folder / "config.json", lambda stream: stream.write(text.encode()))
+
+
+# ------------------------------------------------------------------------------------------------------ settings
+
+SETTINGS = {  # what every run has, by flag: the default and the help
+    "dataset": ("digits", "data set"),
+    "data_dir": ("datasets", "folder that holds the data sets, or is to"),
+    "samples": (1024, "training samples, balanced over the classes; 0 = all"),
+    "test_samples": (0, "test samples; 0 = all"),
+    "standardize": (False, "give each channel of the images mean 0 and deviation 1"),
+    "model": ("mlp", "network"),
+    "preset": ("", "a network of the paper, in its size"),
+    "loss": ("mse", "mse = half the squared error, ce = cross-entropy"),
+    "weight_decay": (1e-5, "c in the term c/2 |w|^2 of the loss"),
+    "seed": (0, "seed of the parameters and of the mini-batches"),
+    "optimizer": ("gd", "what gives the direction"),
+    "tuner": ("cdat", "what sets the learning rate"),
+    "batch_size": (0, "samples a step; 0 = all, full batch"),
+    "chunk_size": (0, "samples in memory at a time; 0 = the whole batch"),
+    "steps": (2000, "steps"),
+    "sharpness_every": (100, "steps between two measurements of the sharpness and of what else is not of every step"),
+    "sharpness_samples": (0, "training samples the sharpness is measured on; 0 = all"),
+    "sharpness_tol": (1e-3, "its relative residual"),
+    "no_sharpness": (False, "do not measure it"),
+    "out": ("runs", "folder that holds the run folders"),
+    "resume": (False, "go on from the checkpoint, if there is one"),
+    "overwrite": (False, "run again what is there already"),
+    "log_every": (100, "steps between two writes to disk"),
+    "no_plot": (False, "draw no figure"),
+    "distributed": (None, "one of several processes, named by HOST:PORT HOW_MANY WHICH or by a cluster"),
+}
+UNNAMED = ("data_dir", "out", "resume", "overwrite", "log_every", "no_plot", "distributed")  # change no number of a run
+PARTS = {"dataset": data.DATASETS, "model": models.MODELS, "optimizer": gd.OPTIMIZERS, "tuner": tuners.TUNERS}
+WORDS = {**PARTS, "preset": models.PRESETS, "loss": gd.LOSSES}
+KNOWN = ("folder", "shape", "classes", "steps", "max_trials")  # arguments of factories that a run has by itself
+# Else accelerators round matrix products to TF32 or bfloat16, and move the sharpness by more than its tolerance.
+MATMUL_PRECISION = jax.config.jax_default_matmul_precision or "float32"
+
+
+def options_of(factory):
+    """The options of a factory: the parameters of its signature, by name."""
+    return {name: option for name, option in inspect.signature(factory).parameters.items() if name not in KNOWN}
+
+
+def configure(**given):
+    """One run: a namespace of all settings and of the options of all that is chosen, as by default unless given."""
+    settings = {name: default for name, (default, _) in SETTINGS.items()}
+    if given.get("preset"):
+        given |= models.PRESETS[given["preset"]][1]
+    for part, factories in PARTS.items():
+        chosen = options_of(factories[given.get(part, settings[part])])
+        settings |= {name: option.default for name, option in chosen.items()}
+    if unknown := given.keys() - settings:
+        raise ValueError(f"{', '.join(map(dashed, unknown))} applies to nothing that was chosen")
+    return SimpleNamespace(**settings | given)
+
+
+def built(factory, values):
+    """What a factory makes of its arguments among some values, by name."""
+    return factory(**{name: values[name] for name in inspect.signature(factory).parameters})
+
+
+def settings_of(config):
+    """All that the numbers of a run depend on, by name."""
+    return {name: value for name, value in vars(config).items() if name not in UNNAMED}
+
+
+def numbers_of(config):
+    """The numbers among the settings. They enter the jitted functions as arguments: no value compiles anew."""
+    numbers = {name: value for name, value in vars(config).items() if isinstance(value, float)}
+    return numbers | {"steps": config.steps, "max_trials": 30 if config.batch_size else 1000}  # as in the paper
+
+
+def kind_of(config):
+    """What is compiled in, as pairs: runs of one kind differ in numbers, in the seed, and in how they are run alone."""
+    return tuple(item for item in settings_of(config).items() if item[0] not in ("seed", *numbers_of(config)))
+
+
+def name_of(config):
+    """The name of a run's folder: data set, model, optimizer, tuner, and each setting that is not the default.
+
+    >>> name_of(configure(tuner="constant", lr=0.05, seed=3))
+    'digits-mlp-gd-constant-seed3-lr0.05'
+    """
+    words = [config.dataset, config.preset or config.model, config.optimizer, config.tuner]
+    plain = vars(configure(**{name: vars(config)[name] for name in (*PARTS, "preset")}))
+    for name, value in settings_of(config).items():
+        if value != plain[name] and name != "steps":
+            words.append(name if value is True else f"{name}{value}".removesuffix(".0"))
+    return "-".join(words)
+
+
+# -------------------------------------------------------------------------------------------------- command line
+
+RANGES = {  # by flag: the least value, the largest, and what else it may be; a number without a line may be any
+    "samples": (0, 10**9), "test_samples": (0, 10**9), "image_size": (1, 1024), "width": (1, 65536), "depth": (1, 100),
+    "patch": (1, 4096), "heads": (1, 1024), "attention_width": (0, 65536), "weight_decay": (0, 1e30),
+    "seed": (0, 2147483647), "momentum": (0, 0.999999), "beta1": (0, 0.999999), "beta2": (0, 0.999999),
+    "eps": (1e-30, 1e30), "lr": (1e-30, 1e30), "sigma": (1e-30, 1e30), "beta": (0, 0.999999), "damping": (0, 1e30),
+    "sigma_high": (1, 1e30), "tolerance": (0, 1e30), "average": (0, 0.999999), "slope": (0, 0.999999),
+    "slack": (0, 1e30), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, math.inf), "lr_max": (1e-30, 1e30),
+    "iterations": (1, 1000), "warmup": (0, 0.999999), "hyper_rate": (0, 1), "batch_size": (0, 10**9),
+    "chunk_size": (0, 10**9), "steps": (1, 10**9), "sharpness_every": (1, 10**9), "sharpness_samples": (0, 10**9),
+    "sharpness_tol": (1e-30, 0.999999), "log_every": (1, 10**9),
+}  # fmt: skip
+FLAGS = {name: [("", default, WORDS.get(name), text)] for name, (default, text) in SETTINGS.items()}
+for factories in PARTS.values():  # by flag: what takes it ("": all runs), its default, the words it may be, its help
+    for taker, factory in factories.items():
+        helps = dict(re.findall(r"^ +(\w+): (.+)$", factory.__doc__ or "", re.MULTILINE))
+        for name, option in options_of(factory).items():
+            words = typing.get_args(option.annotation)
+            FLAGS.setdefault(name, []).append((taker, option.default, words, helps.get(name, "")))
+SINGLE = {*SETTINGS} - {*PARTS, "seed", "batch_size"}  # all other flags take several values: the runs are their product
 
 
 def dashed(name):
-    """The flag of a field."""
+    """The flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
@@ -134,536 +382,132 @@ def fail(message, program="train.py"):
 
 
 def parser():
-    """The command line, made from the fields of Config. Only flags that were given end up in its result."""
+    """The command line. Only flags that were given end up in its result."""
     parser = argparse.ArgumentParser(usage="python train.py [--flag value ...]", description=__doc__.splitlines()[0],
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)  # fmt: skip
-    for name, field in FIELDS.items():
-        of, allowed, text = field.metadata["of"], field.metadata["allowed"], field.metadata["help"]
-        text = f"{', '.join(of)}: {text}" if of else text
-        if field.type is bool:
-            parser.add_argument(dashed(name), action="store_true", help=text)
-            continue
-        words = allowed if isinstance(allowed, tuple) else None
-        parser.add_argument(dashed(name), type=field.type, choices=words, metavar=None if words else field.type.__name__,
-                            nargs="+" if name in SEVERAL else None, help=f"{text} ({field.default})")  # fmt: skip
     parser.error = fail
+    for name, takers in FLAGS.items():
+        _, default, words, _ = takers[0]
+        helps = [f"{taker} ({default}): {text}" if taker else f"{text} ({default})" for taker, default, _, text in takers]
+        text = "; ".join(helps).removesuffix(" (None)").removesuffix(" ()").removesuffix(" (False)")
+        if isinstance(default, bool):
+            parser.add_argument(dashed(name), action="store_true", help=text)
+        elif name == "distributed":
+            parser.add_argument(dashed(name), nargs="*", metavar="WORD", help=text)
+        else:
+            metavar = f"{{{','.join(words)}}}" if words else type(default).__name__
+            several = {} if name in SINGLE else {"nargs": "+", "action": "extend"}
+            parser.add_argument(dashed(name), type=type(default), choices=words or None, help=text,
+                                metavar=metavar if name in SINGLE else (metavar, ""), **several)  # fmt: skip
     return parser
 
 
+def configurations(given):
+    """The runs that flags ask for: the product of their values, each flag for what takes it.
+
+    given is a dict from setting to a value, or to a list of values. Raises ValueError.
+
+    >>> [vars(c).get("lr", c.tuner) for c in configurations({"tuner": ["constant", "cdat"], "lr": [0.1, 0.2]})]
+    [0.1, 0.2, 'cdat']
+    """
+    values = {part: SETTINGS[part][0] for part in PARTS} | given
+    if preset := given.get("preset"):
+        values["model"] = models.PRESETS[preset][0]
+        if given.get("model", values["model"]) not in (values["model"], [values["model"]]):
+            raise ValueError(f"--model {given['model']} contradicts --preset {preset}, which is a {values['model']}")
+    if given.get("resume") and given.get("overwrite"):
+        raise ValueError("--resume contradicts --overwrite")
+    runs, applied = {}, set()
+    for choice in itertools.product(*(value if isinstance(value, list) else [value] for value in values.values())):
+        flags = dict(zip(values, choice))
+        chosen = {"", *(flags[part] for part in PARTS if part != "model" or not preset)}  # a preset fixes its options
+        flags = {name: value for name, value in flags.items() if chosen & {taker for taker, *_ in FLAGS[name]}}
+        applied |= set(flags)
+        config = configure(**flags)
+        check(config)
+        runs[name_of(config)] = config  # once, where choices differ in nothing that applies
+    for name in given.keys() - applied:
+        takers = ", ".join(taker for taker, *_ in FLAGS[name])
+        raise ValueError(f"{dashed(name)} applies to nothing that was chosen; it belongs to {takers}")
+    return list(runs.values())
+
+
 def check(config):
-    """Raises ValueError for a value that is not allowed."""
-    for name, field in FIELDS.items():
-        value, allowed = getattr(config, name), field.metadata["allowed"]
-        if isinstance(allowed, tuple) and value not in (*allowed, field.default):
-            raise ValueError(f"{dashed(name)} is {value!r}; it must be one of {', '.join(allowed)}")
-        if isinstance(allowed, str):
-            interval, _, more = allowed.partition(" or ")
-            low, high = map(float, interval[1:-1].split(","))
-            at_end = (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
-            if not (low < value < high or at_end or str(value) == more):
-                raise ValueError(f"{dashed(name)} is {value}; it must be in {allowed}")
+    """Raises ValueError for a number that is not allowed."""
+    for name, value in vars(config).items():
+        low, high, *others = RANGES.get(name, (-1e30, 1e30))
+        if type(value) in (int, float) and not (low <= value <= high or value in others):
+            allowed = " or ".join([f"{low:g} to {high:g}", *map(str, others)])
+            raise ValueError(f"{dashed(name)} is {value}; it must be {allowed}")
     if 0 < config.samples < config.batch_size:
         raise ValueError(f"--batch-size is {config.batch_size}; there are {config.samples} training samples")
 
 
-def configurations(given):
-    """The runs that flags ask for: the product of their values, each flag for the parts that take it.
-
-    given is a dict from field to a value, or to a list where the flag takes several. Raises ValueError.
-
-    >>> [(c.tuner, c.lr, c.sigma) for c in configurations({"tuner": ["constant", "cdat"], "sigma": [1.0, 2.0]})]
-    [('constant', 0.1, 2.0), ('cdat', 0.1, 1.0), ('cdat', 0.1, 2.0)]
-    """
-    values = {part: FIELDS[part].default for part in PARTS} | given
-    if "preset" in given:
-        values["model"] = models.PRESETS[given["preset"]][0]
-        if given.get("model", values["model"]) != values["model"]:
-            raise ValueError(f"--model {given['model']} contradicts --preset {given['preset']}, which is a {values['model']}")
-    if given.get("resume") and given.get("overwrite"):
-        raise ValueError("--resume contradicts --overwrite")
-    if not given.get("distributed") and {"coordinator", "processes", "process"} & set(given):
-        raise ValueError("--coordinator, --processes and --process apply under --distributed alone")
-    runs, applied = [], set()
-    of = lambda name: FIELDS[name].metadata["of"]  # the parts that take a flag; none: all do
-    for choice in itertools.product(*(value if isinstance(value, list) else [value] for value in values.values())):
-        flags = dict(zip(values, choice))
-        takers = {flags[part] for part in PARTS if part != "model" or "preset" not in given}  # a preset fixes its options
-        flags = {name: v for name, v in flags.items() if not of(name) or takers & set(of(name))}
-        applied |= set(flags)
-        runs.append(Config(**flags))  # more than once where the choices differ in nothing that applies
-    unused = [name for name in given if name not in applied]
-    if unused:
-        raise ValueError(f"{dashed(unused[0])} applies to nothing that was chosen; it belongs to {', '.join(of(unused[0]))}")
-    for config in runs:
-        check(config)
-    return list(dict.fromkeys(runs))
-
-
-def name_of(config):
-    """The name of a run's folder: data set, model, optimizer, tuner, and each setting that is not the default.
-
-    >>> name_of(Config(tuner="constant", lr=0.05, seed=3))
-    'digits-mlp-gd-constant-seed3-lr0.05'
-    """
-    words = [config.dataset, config.preset or config.model, config.optimizer, config.tuner]
-    for name, field in FIELDS.items():
-        value = getattr(config, name)
-        if field.metadata["names_run"] and name not in (*PARTS, "preset") and value != field.default:
-            words.append(name if value is True else f"{name}{value}".removesuffix(".0"))
-    return "-".join(words)
-
-
-# ------------------------------------------------------------------------------------ what is trained and measured
-
-
-def mse(logits, y):
-    """½‖z − onehot(y)‖², averaged over samples (and characters).
-
-    >>> float(mse(jnp.array([[1.0, 0.0]]), jnp.array([1])))
-    1.0
-    """
-    return 0.5 * jnp.mean(jnp.sum((logits - jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)) ** 2, -1))
-
-
-def ce(logits, y):
-    """−log softmax(z)[y], averaged over samples (and characters).
-
-    >>> round(float(ce(jnp.zeros((1, 2)), jnp.array([1]))), 3)
-    0.693
-    """
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], -1))
-
-
-LOSSES = {"mse": mse, "ce": ce}
-
-
-def greedy_gain(f, w, u):
-    """f(w + η_edge u) − f(w + η_greedy u): what the on-edge rate loses to the greedy one, in this one step.
-
-    >>> float(greedy_gain(lambda w: 2 * w**2, jnp.array(1.0), jnp.array(-4.0)))  # from 2 to 0, or to 2 again
-    2.0
-    """
-    slope = jax.jvp(f, (w,), (u,))[1]  # g·u
-    eta = -slope / jnp.abs(tuners.curvature(f, w, u))  # (3); the rate on edge is twice that (7)
-    return f(tuners.move(w, 2 * eta, u)) - f(tuners.move(w, eta, u))
-
-
-def alignment(u, scale, v):
-    """|cos∠(u, v)|. Where there is a preconditioner v lives in the coordinates P^(1/2) w, so u is taken there.
-
-    >>> round(float(alignment(jnp.array([3.0, 4.0]), None, jnp.array([0.0, 1.0]))), 2)
-    0.8
-    """
-    u = u if scale is None else jax.tree.map(jnp.divide, u, scale)
-    return jnp.abs(gd.dot(u, v)) / gd.norm(u)
-
-
-def arguments(config, part):
-    """What the factory of the chosen part is called with, beside the shape of the data."""
-    if part == "model" and config.preset:
-        return models.PRESETS[config.preset][1]
-    chosen, named = getattr(config, part), {"momentum": "beta", "hyper_rate": "rate"}  # where a flag says more
-    values = {named.get(name, name): getattr(config, name) for name, field in FIELDS.items() if chosen in field.metadata["of"]}
-    if part == "model":
-        return {name: value for name, value in values.items() if value}  # 0 = the model's own
-    more = {"schedule": {"steps": config.steps}, "linesearch": {"max_trials": 30 if config.batch_size else 1000}}
-    return values | more.get(chosen, {})
-
-
-def numbers_of(config):
-    """The hyperparameters that are numbers. They enter the jitted functions as arguments: no value compiles anew."""
-    numeric = lambda part: {name: v for name, v in arguments(config, part).items() if not isinstance(v, str)}
-    return {"weight_decay": config.weight_decay, "optimizer": numeric("optimizer"), "tuner": numeric("tuner")}
-
-
-@functools.cache
-def functions(model, options, shape, classes, loss, optimizer, tuner, decay, chunk_size):
-    """What is compiled for one kind of run, jitted: init, step, look, hessian, align, test.
-
-    Cached by its arguments, so that the runs of a sweep share one compilation. samples are (x, y) on the devices, rows
-    the batch of a step among them (None: all), numbers what `numbers_of` returns.
-    """
-    network = models.MODELS[model](shape, classes, **dict(options))
-    words = {"decay": decay} if tuner == "schedule" else {}
-    optimizer_of = lambda numbers: gd.OPTIMIZERS[optimizer](**numbers["optimizer"])
-    tuner_of = lambda numbers: tuners.TUNERS[tuner](**numbers["tuner"], **words)
-    data_loss = lambda w, batch: LOSSES[loss](network.apply(w, batch[0]), batch[1])
-    objective = lambda weight_decay: lambda w, batch: data_loss(w, batch) + 0.5 * weight_decay * gd.dot(w, w)
-    pick = lambda samples, rows: samples if rows is None else jax.tree.map(lambda a: a[rows], samples)
-
-    def init(seed, numbers):
-        return gd.init_carry(network.init(jax.random.key(seed)), optimizer_of(numbers), tuner_of(numbers))
-
-    def step(carry, samples, rows, numbers):
-        """(carry, metrics): see gd.make_step."""
-        step = gd.make_step(objective(numbers["weight_decay"]), optimizer_of(numbers), tuner_of(numbers), chunk_size)
-        return step(carry, pick(samples, rows))
-
-    def look(w, carry, samples, rows, numbers):
-        """Of the step that led from w to carry: P^(-1/2), and the gain of the greedy rate."""
-        f = gd.mean_over_chunks(objective(numbers["weight_decay"]), chunk_size)
-        gain = greedy_gain(lambda w: f(w, pick(samples, rows)), w, carry.u)
-        return optimizer_of(numbers).scale(carry.optimizer), gain
-
-    def hessian(w, scale, v, samples, weight_decay):
-        """P^(-1/2) H P^(-1/2) v (22); scale is P^(-1/2), or None for the identity."""
-        scaled = lambda v: v if scale is None else jax.tree.map(jnp.multiply, scale, v)
-        product = lambda w, batch: sharpness.hvp(lambda w: objective(weight_decay)(w, batch), w, scaled(v))
-        return scaled(gd.mean_over_chunks(product, chunk_size)(w, samples))
-
-    def test(w, batch):
-        right = jnp.argmax(network.apply(w, batch[0]), -1) == batch[1]
-        return {"test_loss": data_loss(w, batch), "test_accuracy": jnp.mean(right.astype(jnp.float32))}
-
-    test = gd.mean_over_chunks(test, chunk_size)
-    return jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(look), jax.jit(hessian), jax.jit(alignment), jax.jit(test)
-
-
-# --------------------------------------------------------------------------------------------- a run on the disk
-
-COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "turn")  # of every step
-MEASURED = ("sharpness", "alignment", "test_loss", "test_accuracy", "greedy_gain")  # nan where not measured
-
-
-def folder_of(config):
-    """Where a run is kept."""
-    return Path(config.out) / name_of(config)
-
-
-def finished(config):
-    """Whether the run's folder holds it, done or diverged.
-
-    Raises ValueError for a folder that holds what only --overwrite may replace, or only --resume may continue.
-    """
-    folder, metrics = folder_of(config), folder_of(config) / "metrics.csv"
-    if config.overwrite or not (folder / "config.json").exists():
-        return False
-    held = dataclasses.asdict(Config()) | plots.read_settings(folder)
-    matter = [name for name, field in FIELDS.items() if field.metadata["names_run"] or name == "steps"]
-    differ = [name for name in matter if held[name] != getattr(config, name)]
-    longer = differ == ["steps"] and type(held["steps"]) is int and held["steps"] < config.steps and config.tuner != "schedule"
-    if differ and not (longer and config.resume):
-        values = ", ".join(f"{dashed(name)} {held[name]}" for name in differ)
-        raise ValueError(f"{folder}: holds a run with {values}; give --overwrite to replace it, or another --out")
-    over = held["status"] in ("done", "diverged") and not longer
-    if not over and not config.resume:
-        raise ValueError(f"{folder}: holds an unfinished run; give --resume to go on, or --overwrite")
-    if over:
-        losses = plots.read_metrics(metrics).get("loss", [])
-        whole = len(losses) == config.steps or not np.isfinite(losses[-1:]).all()  # to the end, or to where it diverged
-        if not whole or not metrics.read_bytes().endswith(b"\n"):
-            raise ValueError(f"{metrics}: broken, it lacks rows of a run that has ended; give --overwrite to start again")
-    return over
-
-
-def replace(file, write):
-    """write(stream) to a temporary file, then rename it: the file is the new one or the old one, whole."""
-    temporary = file.with_name("." + file.name)
+def set_up(config):
+    """What JAX must know before it starts, unless its own variables say otherwise."""
+    if "device_count" in os.environ.get("XLA_FLAGS", ""):  # CPU devices wait for each other in one pool of threads,
+        os.environ.setdefault("NPROC", "64")  # as many as there are cores: too few, and they wait for ever
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stepping-on-the-edge")
+    if not jax.config.jax_compilation_cache_dir and cache.is_absolute():  # it is not where a user has no home
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if config.distributed is None:
+        return
     try:
-        with open(temporary, "wb") as stream:
-            write(stream)
-        os.replace(temporary, file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{file}: cannot be written, {error.strerror}; what was logged before is kept") from None
-
-
-def save_config(config, folder, status, **more):
-    """All settings, the status (running, done, diverged or interrupted), versions and the device."""
-    about = dict(status=status, **more, jax=jax.__version__, numpy=np.__version__, device=jax.devices()[0].device_kind)
-    text = json.dumps(dataclasses.asdict(config) | about, indent=1)
-    replace(folder / "config.json", lambda stream: stream.write(text.encode()))
-
-
-def append(folder, rows):
-    """Whole rows at the end of metrics.csv, each number with the digits that read back as the same number."""
-    lines = [",".join(str(row.get(name, np.nan)) for name in COLUMNS + MEASURED) + "\n" for row in rows]
-    file = folder / "metrics.csv"
-    whole = file.stat().st_size
-    try:
-        with open(file, "a") as stream:
-            stream.write("".join(lines))
-    except OSError as error:
-        os.truncate(file, whole)
-        raise OSError(f"{file}: cannot be written, {error.strerror}; what was logged before is kept") from None
-
-
-def checkpoint(folder, t, state):
-    """All that the rows from step t on depend on."""
-    replace(folder / "checkpoint.npz", lambda stream: np.savez(stream, *jax.tree.leaves(state), step=t))
-
-
-def begin(config, into, start):
-    """(step, state) to go on from: the checkpoint under --resume where there is one, else the start.
-
-    Files are read in the run's folder and begun in `into`.
-    """
-    file, metrics = folder_of(config) / "checkpoint.npz", folder_of(config) / "metrics.csv"
-    first, state, kept = 0, start, [",".join(COLUMNS + MEASURED).encode() + b"\n"]
-    if config.resume and file.exists():
-        leaves, tree = jax.tree.flatten(start)
-        try:
-            with np.load(file) as saved:
-                first, new = int(saved["step"]), [saved[f"arr_{k}"] for k in range(len(leaves))]  # as savez names them
-        except Exception:  # a broken archive makes its readers raise whatever they like
-            raise ValueError(f"{file}: broken, or not of this run; give --overwrite to start again") from None
-        if [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in new]:
-            raise ValueError(f"{file}: of another network or precision; give --overwrite to start again")
-        state = jax.tree.unflatten(tree, new)
-        kept = metrics.read_bytes().splitlines(keepends=True)[: first + 1]  # later rows are run again
-        if len(kept) != first + 1 or not kept[-1].endswith(b"\n"):
-            raise ValueError(f"{metrics}: broken, it lacks rows before the checkpoint; give --overwrite to start again")
-    else:
-        into.mkdir(parents=True, exist_ok=True)
-        for old in ("config.json", "checkpoint.npz"):  # so that no moment pairs old files with new ones
-            (into / old).unlink(missing_ok=True)
-    replace(into / "metrics.csv", lambda stream: stream.write(b"".join(kept)))
-    save_config(config, into, "running")
-    return first, state
-
-
-# ------------------------------------------------------------------------------------------------------- the run
-
-
-def placed(config):
-    """The data on the devices: training and test samples, how many classes, and the layouts of a batch and of the rest.
-
-    A batch is laid over the largest number of devices that divides it; the compiler does the rest.
-    """
-    dataset = data.load(config.dataset, config.data_dir, config.samples, config.image_size, config.standardize)
-    n, devices = len(dataset.x), jax.devices()
-    if config.batch_size > n:
-        raise ValueError(f"--batch-size is {config.batch_size}; there are {n} training samples")
-    if config.batch_size and n % config.batch_size:
-        print(f"batches of {config.batch_size} drop {n % config.batch_size} of {n} samples in each epoch")
-    size, laid, everywhere = config.batch_size or n, None, None
-    if len(devices) > 1:
-        used = max(k for k in range(1, len(devices) + 1) if size % k == 0)
-        print(f"the batch of {size} is laid over {used} of {len(devices)} devices")
-        if used < len(devices) and jax.process_count() > 1:
-            raise ValueError(f"--batch-size: {size} samples cannot be laid evenly over the {len(devices)} devices")
-        mesh = jax.sharding.Mesh(np.array(devices[:used]), ("samples",))
-        laid, everywhere = NamedSharding(mesh, PartitionSpec("samples")), NamedSharding(mesh, PartitionSpec())
-    samples = jax.device_put((dataset.x, dataset.y), everywhere if config.batch_size else laid)
-    few = config.test_samples or None
-    held_out = jax.device_put((dataset.x_test[:few], dataset.y_test[:few]), everywhere)
-    return samples, held_out, dataset.classes, laid, everywhere
-
-
-@functools.lru_cache(maxsize=1)
-def shuffled(seed, epoch, samples):
-    """The order of the samples in an epoch; kept for the steps of it."""
-    return np.random.default_rng((seed, epoch)).permutation(samples)
-
-
-def rows_of(config, t, samples):
-    """The rows of the batch of step t, from (seed, t) alone; None for the full batch. The remainder is dropped."""
-    if not config.batch_size:
-        return None
-    epoch, k = divmod(t, samples // config.batch_size)
-    return shuffled(config.seed, epoch, samples)[k * config.batch_size : (k + 1) * config.batch_size]
-
-
-def prepare(config):
-    """(start, advance, everywhere): where a run starts, how it takes a step, and how its state is laid over the devices.
-
-    A state is what a step carries to the next, and v, where the power iteration starts. advance(t, state) -> (row, state)
-    takes step t; the row is what is to be logged of it, numbers still on the device, for which it does not wait.
-    """
-    samples, held_out, classes, laid, everywhere = placed(config)
-    init, step, look, hessian, align, test = functions(
-        config.model, tuple(arguments(config, "model").items()), samples[0].shape[1:], classes, config.loss,
-        config.optimizer, config.tuner, config.decay, config.chunk_size)  # fmt: skip
-    numbers = numbers_of(config)
-
-    def advance(t, state):
-        carry, v = state
-        rows = jax.device_put(rows_of(config, t, len(samples[0])), laid)
-        measured = t % config.sharpness_every == 0
-        w = jax.tree.map(jnp.copy, carry.w) if measured else None  # the step gives its carry away
-        carry, metrics = step(carry, samples, rows, numbers)
-        row = {"step": t, **metrics}
-        if measured:
-            scale, gain = look(w, carry, samples, rows, numbers)
-            row |= {"greedy_gain": gain, **test(w, held_out)}
-        if measured and not config.no_sharpness:
-            some = jax.tree.map(lambda a: a[: config.sharpness_samples or None], samples)
-            product = lambda v: hessian(w, scale, v, some, config.weight_decay)
-            value, v, _, _ = sharpness.power_iteration(product, v, config.sharpness_tol)
-            row |= {"sharpness": np.asarray(value, gain.dtype), "alignment": align(carry.u, scale, v)}
-        return row, (carry, v)
-
-    carry = init(config.seed, numbers)
-    return (carry, jax.tree.map(jnp.ones_like, carry.w)), advance, everywhere
-
-
-def train(config, report=lambda rows: None):
-    """One run from its config: trained, continued from its checkpoint, or read back where it is done.
-
-    Returns its history, a dict of one numpy array a column of metrics.csv. report(rows) is called at every log
-    interval with its rows. Raises ValueError and OSError in one line for what cannot be run.
-
-    >>> with tempfile.TemporaryDirectory() as out:
-    ...     history = train(Config(model="linear", tuner="greedy", samples=32, steps=3, no_sharpness=True, out=out))
-    >>> history["loss"].shape
-    (3,)
-    """
-    folder = into = folder_of(config)
-    if finished(config):
-        return plots.read_metrics(folder / "metrics.csv")
-    with contextlib.ExitStack() as stack:
-        multihost_utils.sync_global_devices(folder.name)  # none writes while another still looks
-        if jax.process_index() > 0:  # process 0 alone writes what stays
-            into = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(jax.default_matmul_precision(config.precision))
-        interrupted = []  # by Ctrl-C, which is noted, so that no step is cut in half; the second one acts at once
-        before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(signal.signal(signal.SIGINT, before)))
-        stack.callback(signal.signal, signal.SIGINT, before)
-        start, advance, everywhere = prepare(config)
-        first, state = begin(config, into, start)
-        state = jax.device_put(state, everywhere)
-        started, waiting, finite = time.time(), [], []
-        for t in range(first, config.steps):
-            row, state = advance(t, state)
-            waiting.append(row)
-            if (t + 1) % config.log_every and t + 1 < config.steps and not interrupted:
-                continue
-            rows, waiting = jax.device_get(waiting), []  # here alone the loop waits for the device
-            finite = np.isfinite([row["loss"] for row in rows])
-            rows = rows if all(finite) else rows[: finite.argmin() + 1]  # a diverged run ends with the row that shows it
-            append(into, rows)
-            report(rows)
-            if not all(finite):
-                break
-            checkpoint(into, t + 1, state)
-            if interrupted and t + 1 < config.steps:
-                save_config(config, into, "interrupted")
-                raise KeyboardInterrupt
-        save_config(config, into, "done" if all(finite) else "diverged", seconds=round(time.time() - started, 1))
-        if interrupted:  # during the last step: the run is over, what was to follow is not begun
-            raise KeyboardInterrupt
-        return plots.read_metrics(into / "metrics.csv")
-
-
-# ------------------------------------------------------------------------------------------- what a person sees
-
-
-def progress(config):
-    """A report for train: on a terminal one line that renews itself, else a line for each tenth of the run."""
-    first, tenths, product = None, -1, math.nan
-
-    def report(rows):
-        nonlocal first, tenths, product
-        last, done = rows[-1], rows[-1]["step"] + 1
-        first = first or (time.time(), done)  # the first interval compiles: no pace to judge by
-        left = (time.time() - first[0]) / max(done - first[1], 1) * (config.steps - done)
-        left = f", {left:.0f} s left" if left < 9999 else f", {left / 3600:.0f} h left"
-        for row in rows:
-            product = float(row["learning_rate"]) * float(row["sharpness"]) if "sharpness" in row else product
-        text = (f"{done:6d}/{config.steps} loss {last['loss']:<9.4g} rate {last['learning_rate']:<8.3g} "
-                f"product {product:.3g}" + left * (done > first[1]))  # fmt: skip
-        if sys.stdout.isatty():
-            over = done == config.steps or not np.isfinite(last["loss"])
-            print(f"\r{'█' * (5 * done // config.steps):░<5}{text}"[:80].ljust(80), end="\n" if over else "", flush=True)
-        elif 10 * done // config.steps > tenths:
-            tenths = 10 * done // config.steps
-            print(text, flush=True)
-
-    return report
-
-
-def last_measured(values):
-    """The last entry that is not nan."""
-    return next((value for value in values[::-1] if np.isfinite(value)), math.nan)
-
-
-def borders(runs):
-    """A warning for each grid of three or more values whose best, in the mean over the seeds, lies on its border."""
-    grids = {}  # (optimizer, tuner, field) -> value -> losses
-    for (config, history), name in itertools.product(runs, ("lr", "sigma", "beta")):
-        grid = grids.setdefault((config["optimizer"], config["tuner"], name), {})
-        grid.setdefault(config[name], []).append(plots.final_loss(history))
-    best = lambda grid: min(grid, key=lambda value: np.mean(grid[value]))
-    return [f"{tuner} with {optimizer}: the best {dashed(name)}, {best(grid):g}, lies on the border of its grid; widen it"
-            for (optimizer, tuner, name), grid in grids.items()
-            if len(grid) > 2 and best(grid) in (min(grid), max(grid))]  # fmt: skip
-
-
-@np.errstate(all="ignore")  # the rate of a diverged run may be infinite
-def table(runs):
-    """The results of runs, (config, history) pairs: a line a run, the best one marked, then warnings.
-
-    The loss is the mean of the last 5; rate, sharpness and their product are those of the last step that was measured.
-    """
-    names = plots.labels([config for config, _ in runs])
-    if len({config["seed"] for config, _ in runs}) > 1:
-        names = [f"{name}, seed {config['seed']}" for name, (config, _) in zip(names, runs)]
-    losses = [plots.final_loss(history) for _, history in runs]
-    width = max(map(len, ["run", *names]))
-    lines = [f"{'run':<{width}}  {'loss':>9} {'rate':>8} {'sharpness':>9} {'product':>7} {'accuracy':>8} {'time':>6}"]
-    for name, loss, (config, history) in zip(names, losses, runs):
-        last = max(np.flatnonzero(np.isfinite(history["sharpness"])), default=-1)
-        rate, top = history["learning_rate"][last], history["sharpness"][last]
-        mark = "*" if loss == min(losses) < math.inf and len(losses) > 1 else " "
-        lines.append(f"{name:<{width}} {mark}{loss:9.4g} {rate:8.3g} {top:9.4g} {rate * top:7.3g} "
-                     f"{last_measured(history['test_accuracy']):8.1%} {config.get('seconds', math.nan):4.0f} s")
-    lines += [f"{name} diverged: its loss is not finite at step {history['step'][-1]:.0f}"
-              for name, loss, (_, history) in zip(names, losses, runs) if loss == math.inf]  # fmt: skip
-    return lines + borders(runs)
+        address, count, which = config.distributed or (None, None, None)
+        jax.distributed.initialize(address, count and int(count), which and int(which))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"--distributed takes HOST:PORT HOW_MANY WHICH, or nothing on a cluster: {error}") from None
+    if jax.process_index() > 0:  # what belongs to no process alone is for the first one to say
+        sys.stdout = open(os.devnull, "w")
 
 
 def show(configs):
     """The table and the figures of all runs that have begun: one for each run, and one of all."""
-    if jax.process_index() > 0:
+    folders = [folder for folder in map(folder_of, configs) if (folder / "checkpoint.npz").exists()]
+    runs = [plots.load_run(folder) for folder in folders]
+    if not runs or jax.process_index() > 0:
         return
-    runs = {folder: plots.load_run(folder) for folder in map(folder_of, configs) if (folder / "config.json").exists()}
-    runs = {folder: run for folder, run in runs.items() if len(run[1]["step"])}  # those of which a row is written
-    if runs:
-        print("\n".join(table(list(runs.values()))))
-    if runs and not configs[0].no_plot:
-        for folder, run in runs.items():
-            plots.draw([run], figure := folder / "figure.png")
-        if len(runs) > 1:
-            plots.draw(list(runs.values()), figure := Path(configs[0].out) / "overlay.png")
-        print(f"figure: {figure}")
+    print("\n".join(plots.table(runs)))
+    if configs[0].no_plot:
+        return
+    for folder, run in zip(folders, runs):
+        figure = folder / "figure.png"
+        plots.draw([run], figure)
+    if len(runs) > 1:  # the name is that of these runs alone, so that no other command draws over it
+        names = "\n".join(folder.name for folder in folders)
+        figure = Path(configs[0].out) / f"overlay-{hashlib.sha256(names.encode()).hexdigest()[:6]}.png"
+        plots.draw(runs, figure)
+    print(f"figure: {figure}")
 
 
-def join(config):
-    """Makes this process one of several. What belongs to none of them alone is for process 0 to say."""
-    given = [config.coordinator or None, config.processes or None, config.process if config.processes else None]
-    try:
-        jax.distributed.initialize(*given)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"--distributed: {error}") from None
-    if jax.process_index() > 0:
-        sys.stdout = open(os.devnull, "w")
-
-
-def run(configs):
+def run(configs, stopped):
     """Trains one after the other, and shows what came of it."""
-    first = configs[0]  # in what is not of one run alone they are all alike
-    if "device_count" in os.environ.get("XLA_FLAGS", ""):  # CPU devices wait for each other in one pool of threads,
-        os.environ.setdefault("NPROC", "64")  # as many as there are cores: too few, and they wait for ever
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stepping-on-the-edge")
-    if not first.no_cache and cache.is_absolute():  # it is not where a user has no home
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if first.distributed:
-        join(first)
-    for config in configs:
-        finished(config)  # every refusal comes before the first step
-    for k, config in enumerate(configs, 1):
-        print(f"[{k}/{len(configs)}] {folder_of(config)}", flush=True)
-        train(config, progress(config))
+    set_up(configs[0])  # in what is not of one run alone they are all alike
+    held = [held_run(config) for config in configs]  # every refusal comes before the first step
+    for k, config in enumerate(configs):
+        over = held[k] and held[k].facts["status"] in OVER
+        shown = " was run before and is shown again; --overwrite repeats it" if over else ""
+        print(f"[{k + 1}/{len(configs)}] {folder_of(config)}{shown}", flush=True)
+        train(config, plots.progress(config.steps), stopped)
+        if stopped():
+            raise KeyboardInterrupt
     show(configs)
 
 
 def main(words):
     """The command line, as a list of words."""
+    interrupts = []  # Ctrl-C is noted, so that no step is cut in half; the second one acts at once
+
+    def interrupt(*_):
+        interrupts.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         configs = configurations(vars(parser().parse_args(words)))
         try:
-            run(configs)
+            run(configs, stopped=lambda: bool(interrupts))
             sys.stdout.flush()
         except KeyboardInterrupt:
             print()
@@ -679,6 +523,8 @@ def main(words):
         if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
             raise
         fail("out of memory; --chunk-size 256 (or less) keeps that many samples in memory at a time")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

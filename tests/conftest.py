@@ -6,6 +6,7 @@ import os
 import jax
 import pytest
 
+ORDER = "gd tuners sharpness models data plots train".split()  # the README's; what tests no file of its own comes last
 SETTINGS = {
     "jax_enable_compilation_cache": False,  # tests leave nothing in the user's cache folder, nor trust it
     "jax_disable_most_optimizations": True,  # most of the time goes into compilation; what analyses it sets this back
@@ -13,9 +14,14 @@ SETTINGS = {
 for name, value in SETTINGS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
-if jax.__version_info__ < (0, 11):  # the same for the CPU's code generator; XLA ends a process over a flag it does not know
+if jax.__version_info__ < (0, 11):  # as much for the CPU's code generator; XLA ends a process over an unknown flag
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 gc.set_threshold(100_000, 50, 100)  # tracing makes many small objects: looking through them took a seventh of the time
+
+
+def pytest_collection_modifyitems(items):
+    names = [f"test_{name}" for name in ORDER]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
 
 
 @pytest.fixture

@@ -7,21 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_hand import DIRECTIONS, FULL, START, derivatives, loss, train, train_by_hand
+from jax import jit
 from jax.flatten_util import ravel_pytree
-from test_gd import DIRECTIONS, FULL, OPTIMIZERS, START, by_hand, jit, loss, pytree, step_with, train_by_hand
 
 import gd
 import sharpness
 import tuners
-from sharpness import power_iteration
+from sharpness import lobpcg, power_iteration
+
+both = pytest.mark.parametrize("method", [power_iteration, lobpcg])
+both_dtypes = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 
-def top_of(matrix, start=None, dtype="float64", **stop):
-    """The shipped estimate for a matrix given in numpy, from a start that favours no axis."""
+def top_of(matrix, start=None, dtype="float64", method=lobpcg, **stop):
+    """A shipped estimate for a matrix given in numpy, from a start that favours no axis."""
     with jax.enable_x64(dtype == "float64"):
         matrix = jnp.asarray(matrix, dtype)
         start = jnp.ones(len(matrix), dtype) if start is None else jnp.asarray(start, dtype)
-        return power_iteration(lambda v: matrix @ v, start, **stop)
+        return method(lambda v: matrix @ v, start, **stop)
 
 
 def true_residual(matrix, top):
@@ -39,7 +43,8 @@ def trained_mlp():
     """(f, w, dense Hessian, unravel) of a 4-6-3 network (51 parameters) after 60 steps of gradient descent."""
     rng = np.random.default_rng(4)
     with jax.enable_x64(True):
-        w = {"in": rng.normal(size=(4, 6)) / 2, "bias": np.zeros(6), "out": rng.normal(size=(6, 3)) / 2, "end": np.zeros(3)}
+        w = {"in": rng.normal(size=(4, 6)) / 2, "bias": jnp.zeros(6)}
+        w |= {"out": rng.normal(size=(6, 3)) / 2, "end": jnp.zeros(3)}
         w, x, y = jax.tree.map(jnp.asarray, w), rng.normal(size=(20, 4)), rng.normal(size=(20, 3))
 
         def f(w, batch=None):
@@ -66,7 +71,7 @@ def test_a_hessian_product_is_that_of_the_dense_hessian():
         np.testing.assert_allclose(ravel_pytree(product)[0], h @ v, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@both_dtypes
 def test_sharpness_of_a_trained_network_is_that_of_its_dense_hessian(dtype):
     f, w, h, _ = trained_mlp()
     with jax.enable_x64(dtype == "float64"):
@@ -75,12 +80,12 @@ def test_sharpness_of_a_trained_network_is_that_of_its_dense_hessian(dtype):
         vector = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(top.vector)]).astype(float)
         assert jax.tree.map(lambda a: (a.shape, a.dtype), top.vector) == jax.tree.map(lambda a: (a.shape, a.dtype), w)
     values, vectors = np.linalg.eigh(h)
-    assert top.value == pytest.approx(values[-1], rel=1e-3)
+    assert top.value == pytest.approx(values[-1], rel=1e-3) and top.converged
     assert np.linalg.norm(vector) == pytest.approx(1, rel=1e-5)
     assert abs(vector @ vectors[:, -1]) > 1 - 1e-4
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@both_dtypes
 @pytest.mark.parametrize(
     "values",
     [
@@ -95,11 +100,21 @@ def test_sharpness_of_a_trained_network_is_that_of_its_dense_hessian(dtype):
         [0, 0, 0, 0],
     ],
 )
-def test_the_largest_algebraic_eigenvalue_is_found(values, dtype):
+def test_lobpcg_finds_the_largest_algebraic_eigenvalue(values, dtype):
     for matrix in np.diag(np.float64(values)), with_spectrum(values):
         top = top_of(matrix, dtype=dtype, max_iters=50)
         expected = np.linalg.eigvalsh(matrix)[-1]
         assert top.value == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert np.linalg.norm(top.vector) == pytest.approx(1, rel=1e-5)
+        assert true_residual(matrix, top) == pytest.approx(top.residual, abs=1e-5)
+
+
+@both_dtypes
+@pytest.mark.parametrize("values", [[-9, 4, 1, -2], [9, -4, 1, 2], [4, 4, 1, 0], [-1, -2, -3, -4], [3, 3, 3, 3]])
+def test_power_iteration_finds_the_eigenvalue_of_largest_magnitude(values, dtype):
+    for matrix in np.diag(np.float64(values)), with_spectrum(values):
+        top = top_of(matrix, dtype=dtype, method=power_iteration)
+        assert top.value == pytest.approx(max(values, key=abs), rel=1e-3) and top.converged
         assert np.linalg.norm(top.vector) == pytest.approx(1, rel=1e-5)
         assert true_residual(matrix, top) == pytest.approx(top.residual, abs=1e-5)
 
@@ -109,17 +124,25 @@ def test_a_warm_start_on_an_eigenvector_that_is_no_longer_the_top_one_leaves_it(
     assert top_of(np.diag([-9.0, 4, 1, -2]), start=[0.0, 0, 7, 0]).value == pytest.approx(4, rel=1e-3)
 
 
+@both
 @pytest.mark.parametrize("value", [3.0, -3.0, 0.0])
-def test_a_single_parameter_has_its_second_derivative_for_sharpness(value):
-    top = top_of([[value]])
-    assert (top.value, top.residual, top.iterations, abs(np.asarray(top.vector)[0])) == (value, 0, 1, 1)
+def test_a_single_parameter_has_its_second_derivative_for_sharpness(value, method):
+    top = top_of([[value]], method=method)
+    assert (*top[:1], abs(float(top.vector[0])), *top[2:]) == (value, 1, 1, 0, True)
 
 
-def test_vectors_are_pytrees_like_the_start():
-    spectrum = {"a": np.float32([[1, 2], [3, 4]]), "b": np.float32(-7)}
-    top = power_iteration(lambda v: jax.tree.map(jnp.multiply, spectrum, v), jax.tree.map(np.ones_like, spectrum))
-    assert top.value == pytest.approx(4, rel=1e-3)
+@both
+def test_vectors_are_pytrees_like_the_start(method):
+    spectrum = {"a": np.float32([[1, 2], [3, 14]]), "b": np.float32(-7)}
+    top = method(lambda v: jax.tree.map(jnp.multiply, spectrum, v), jax.tree.map(np.ones_like, spectrum))
+    assert top.value == pytest.approx(14, rel=1e-3)
     assert set(top.vector) == {"a", "b"} and abs(top.vector["a"][1, 1]) == pytest.approx(1, abs=1e-3)
+
+
+@jit
+def preconditioned(w, scale, v):
+    scaled = lambda v: jax.tree.map(jnp.multiply, scale, v)
+    return scaled(sharpness.hvp(lambda w: loss(w, FULL[0]), w, scaled(v)))
 
 
 @pytest.mark.parametrize("name, numbers", [("rmsprop", {}), ("adam", {}), ("adam", {"beta2": 0.9, "eps": 0.01})])
@@ -127,41 +150,52 @@ def test_preconditioned_sharpness_is_that_of_the_dense_matrix(name, numbers):
     batches = [FULL[0]] * 30
     last = train_by_hand(batches, lambda gs: DIRECTIONS[name](gs, **numbers), lambda past: 0.02)[-1]
     root = np.sqrt(last.p)
-    dense = by_hand(last.after, FULL[0])[2] / np.outer(root, root)
+    dense = derivatives(last.after, FULL[0])[2] / np.outer(root, root)
     with jax.enable_x64(True):
-        optimizer = OPTIMIZERS[name](**numbers)
-        carry = gd.init_carry(pytree(START), optimizer, tuners.constant(0.02))
-        for batch in batches:
-            carry, _ = step_with(name, "constant")(carry, batch, (numbers, {"lr": 0.02}))
-        scale = optimizer.scale(carry.optimizer)
-        scaled = lambda v: jax.tree.map(jnp.multiply, scale, v)
-        product = jit(lambda v: scaled(sharpness.hvp(lambda w: loss(w, batches[0]), carry.w, scaled(v))))
-        top = power_iteration(product, carry.w)
+        carry = train(batches, name, "constant", numbers, {"lr": 0.02})[-1].carry
+        scale = gd.OPTIMIZERS[name](**numbers).scale(carry.optimizer)
+        top = lobpcg(lambda v: preconditioned(carry.w, scale, v), carry.w)
     assert top.value == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-3)
-    assert OPTIMIZERS["gd"]().scale(()) is OPTIMIZERS["momentum"]().scale(carry.w) is None
+
+
+def test_without_a_preconditioner_there_is_no_scale():
+    assert gd.gd().scale(()) is gd.momentum().scale(START) is None
+
+
+def test_alignment_is_the_same_for_u_and_its_opposite_and_sees_the_preconditioner():
+    u, scale, v = np.random.default_rng(0).normal(size=(3, 5))
+    v /= np.linalg.norm(v)
+    tree = lambda a: {"a": jnp.asarray(a[:2]), "b": jnp.asarray(a[2:]).reshape(3, 1)}
+    with jax.enable_x64(True):
+        for given, p in ((), np.ones(5)), ((tree(scale),), scale):
+            for sign in 1, -1:
+                cos = abs(u / p @ v) / np.linalg.norm(u / p)
+                assert float(sharpness.alignment(tree(sign * u), tree(v), *given)) == pytest.approx(cos, rel=1e-12)
 
 
 # --- The end.
 
 
+@both
 @pytest.mark.parametrize("tol", [0.1, 1e-3, 1e-6])
-def test_it_stops_at_a_small_residual_and_not_at_a_value_that_stands_still(tol):
+def test_it_stops_at_a_small_residual_and_not_at_a_value_that_stands_still(tol, method):
     h = trained_mlp()[2]
     low_start = np.linalg.eigh(h)[1][:, -2]  # near an eigenvector the value hardly moves at first
-    for matrix, start in (h, None), (h, low_start):
-        top = top_of(matrix, start, tol=tol)
-        assert top.residual <= tol * abs(top.value) and top.iterations < 200
-        assert true_residual(matrix, top) == pytest.approx(top.residual, rel=1e-6, abs=1e-12)
-        assert np.abs(np.linalg.eigvalsh(matrix) - top.value).min() <= top.residual
+    for start in None, low_start:
+        top = top_of(h, start, tol=tol, method=method)
+        assert top.converged and top.residual <= tol * abs(top.value) and top.iterations < 200
+        assert true_residual(h, top) == pytest.approx(top.residual, rel=1e-6, abs=1e-12)
+        assert np.abs(np.linalg.eigvalsh(h) - top.value).min() <= top.residual
 
 
+@both
 @pytest.mark.parametrize("max_iters", [1, 2, 3, 5, 8])
-def test_what_has_not_converged_is_no_larger_than_the_largest_and_says_how_far_it_is(max_iters):
+def test_what_has_not_converged_is_no_larger_than_the_largest_and_says_how_far_it_is(max_iters, method):
     products = []
     matrix = with_spectrum(np.linspace(-3, 1, 51))
     with jax.enable_x64(True):
-        top = power_iteration(lambda v: products.append(0) or matrix @ v, jnp.ones(51), max_iters=max_iters)
-    assert top.value <= 1 and top.residual > 1e-3 * abs(top.value)
+        top = method(lambda v: products.append(0) or matrix @ v, jnp.ones(51), max_iters=max_iters)
+    assert top.value <= 1 and top.residual > 1e-3 * abs(top.value) and not top.converged
     assert top.iterations == max_iters == len(products)
     assert true_residual(matrix, top) == pytest.approx(top.residual, rel=1e-9)
     vector = np.asarray(top.vector)
@@ -174,7 +208,7 @@ def test_more_products_never_lower_the_value():
     assert np.all(np.diff(values) > 0)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@both_dtypes
 def test_a_tolerance_below_rounding_ends_at_rounding(dtype):
     for values in [1.0, 2.0, 3.0, 4.0], [1e-7, -1, -2, -9], [4.0, 4.0, 4.0, 1.0]:
         matrix = with_spectrum(values)
@@ -184,21 +218,31 @@ def test_a_tolerance_below_rounding_ends_at_rounding(dtype):
         assert np.linalg.norm(top.vector) == pytest.approx(1, abs=rounding)
 
 
+def test_where_rounding_ends_it_above_the_tolerance_it_does_not_say_that_it_converged():
+    matrix = with_spectrum([1e-7, -1, -2, -9])
+    for dtype, enough in ("float32", False), ("float64", True):
+        top = top_of(matrix, dtype=dtype, max_iters=100)
+        assert top.converged == (top.residual <= 1e-3 * abs(top.value)) == enough
+        assert top.iterations < 100
+
+
+@both
 @pytest.mark.parametrize("good", [0, 1, 2, 3])
-def test_products_that_are_not_numbers_end_it_with_nan(good):
+def test_products_that_are_not_numbers_end_it_with_nan(good, method):
     products = []
 
     def matvec(v):
         products.append(0)
         return jnp.arange(1.0, 5.0) * v * (1.0 if len(products) <= good else jnp.nan)
 
-    top = power_iteration(matvec, jnp.ones(4), tol=1e-6)
-    assert np.isnan(top.value) and np.isnan(top.residual) and len(products) <= good + 1
+    top = method(matvec, jnp.ones(4), tol=1e-6)
+    assert np.isnan(top.value) and np.isnan(top.residual) and len(products) <= good + 1 and not top.converged
 
 
-def test_the_same_start_gives_the_same_bits():
+@both
+def test_the_same_start_gives_the_same_bits(method):
     matrix = with_spectrum([1.0, 2.0, 3.0, 4.0])
-    once, again = top_of(matrix), top_of(matrix)
+    once, again = top_of(matrix, method=method), top_of(matrix, method=method)
     assert once[0] == again[0] and once[2:] == again[2:] and np.array_equal(once.vector, again.vector)
 
 
@@ -207,4 +251,4 @@ def test_the_same_start_gives_the_same_bits():
 
 def test_examples_in_docstrings_run():
     failed, attempted = doctest.testmod(sharpness)
-    assert attempted >= 9 and failed == 0
+    assert attempted >= 11 and failed == 0

@@ -1,46 +1,63 @@
 """How the paper's figures are drawn, where lines over steps are not enough, and close-ups of a few steps.
 
 What this file teaches: to compare tuners by what they end with, each at its best setting, and to look inside a run.
-A drawing is a function draw(runs, file) of (config, history) pairs, in which config["run"] names a run but for its
-seed and config["name"] is what tables call it. The close-ups take no runs: what they show is not in a log, so they
-train by themselves.
+A drawing is a function draw(runs, file) of plots.Run, whose setting "run" names a run but for its seed and whose setting
+"name" is what tables call it. The close-ups take no runs: what they show is not in a log, so they train by themselves.
 Read next: theory.py, whose model the first close-up tests.
 """
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
+from jax.experimental.sparse.linalg import lobpcg_standard
+from jax.flatten_util import ravel_pytree
+from matplotlib import ticker
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+import data
 import gd
 import models
 import plots
-import theory
+import sharpness
 import train
 import tuners
+from paper import theory
 
+ORANGE, BLUE, PINK, GREY, BLACK = "#D55E00", "#0072B2", "#CC79A7", "#999999", "#000000"
 SEARCHED = ("constant", "schedule", "linesearch", "polyak", "hypergradient")  # tuners shown at their best setting
+
+
+def subplots(*shape, figsize, **more):
+    """(figure, axes), without the state of pyplot."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(*shape, **more)
 
 
 def median_loss(runs):
     """By kind of run: the median over the seeds of the final loss, inf where most diverged."""
     losses = {}
-    for config, history in runs:
-        losses.setdefault(config["run"], []).append(plots.final_loss(history))
+    for run in runs:
+        losses.setdefault(run.settings["run"], []).append(plots.final_loss(run.history))
     return {kind: np.median(values) for kind, values in losses.items()}
 
 
 def tuned(runs, searched=SEARCHED):
     """The runs less those of a searched tuner that another of its runs in the same setting beats."""
     losses, best, kept = median_loss(runs), {}, []
-    for config, _ in runs:
-        group = plots.setting_of(config), config["tuner"]
-        best[group] = min(best.get(group, config["run"]), config["run"], key=losses.get)
-    for config, history in runs:
-        if config["tuner"] not in searched:
-            kept.append((config, history))
-        elif config["run"] == best[plots.setting_of(config), config["tuner"]]:
-            kept.append((config | {"name": "CDAT" if config["tuner"] == "cdat" else config["tuner"]}, history))
+    group_of = lambda settings: (plots.setting_of(settings), settings["tuner"])
+    for settings, *_ in runs:
+        group, kind = group_of(settings), settings["run"]
+        best[group] = min(best.get(group, kind), kind, key=losses.get)
+    for run in runs:
+        tuner = run.settings["tuner"]
+        if tuner not in searched:
+            kept.append(run)
+        elif run.settings["run"] == best[group_of(run.settings)]:
+            kept.append(run._replace(settings=run.settings | {"name": tuner.replace("cdat", "CDAT")}))
     return kept
 
 
@@ -56,21 +73,21 @@ def heat(x, y, split):
     """
 
     def draw(runs, file):
-        losses, start = median_loss(runs), max(history["loss"][0] for _, history in runs)
-        values = lambda name: sorted({config[name] for config, _ in runs})
+        losses, start = median_loss(runs), max(run.history["loss"][0] for run in runs)
+        values = lambda name: sorted({run.settings[name] for run in runs})
         xs, ys, parts = values(x), values(y), values(split)
         if y == "batch_size" and ys[0] == 0:
             ys = ys[1:] + [0]  # the full batch is the largest
-        figure, axes = plt.subplots(1, len(parts), squeeze=False, layout="constrained", figsize=(4.6 * len(parts), 3.2))
+        figure, axes = subplots(1, len(parts), squeeze=False, figsize=(4.6 * len(parts), 3.2))
         for axis, part in zip(axes[0], parts):
-            cells = {(config[y], config[x]): losses[config["run"]] for config, _ in runs if config[split] == part}
+            cells = {(settings[y], settings[x]): losses[settings["run"]] for settings, *_ in runs if settings[split] == part}
             table = np.array([[cells.get((b, a), np.inf) for a in xs] for b in ys])
             blown_up = ~(table < start)
             table[blown_up] = np.nan
             image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=np.log10(min(losses.values())),
                                 vmax=np.log10(start))  # fmt: skip
             for row, best in enumerate(np.argmin(np.where(blown_up, np.inf, table), axis=1)):
-                axis.add_patch(plt.Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color="#D55E00", linewidth=2))
+                axis.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color="#D55E00", linewidth=2))
             for row, column in np.argwhere(blown_up):
                 axis.text(column, row, "×", ha="center", va="center", fontsize=12)
             axis.set_xticks(range(len(xs)), [f"{value:g}" for value in xs])
@@ -87,16 +104,16 @@ def width_and_depth(runs, file):
     """Figure 18: the final loss against what varies, for each tuner; the constant rate is tuned."""
     losses = median_loss(runs)
     names = ("width", "depth", "weight_decay", "samples")
-    values = {name: [config[name] for config, _ in runs] for name in names}
+    values = {name: [run.settings[name] for run in runs] for name in names}
     plain = {name: max(values[name], key=values[name].count) for name in names}  # what the others are when one varies
-    figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained", sharey=True)
+    figure, axes = subplots(1, 4, figsize=(11, 2.8), sharey=True)
     for axis, name in zip(axes, names):
         best = {}
-        for config, _ in runs:
-            if all(config[other] == plain[other] for other in names if other != name):
-                label = "constant, tuned" if config["tuner"] == "constant" else config["name"].split(",")[0]
+        for settings, *_ in runs:
+            if all(settings[other] == plain[other] for other in names if other != name):
+                label = "constant, tuned" if settings["tuner"] == "constant" else settings["name"].split(",")[0]
                 of_tuner = best.setdefault(label, {})
-                of_tuner[config[name]] = min(losses[config["run"]], of_tuner.get(config[name], np.inf))
+                of_tuner[settings[name]] = min(losses[settings["run"]], of_tuner.get(settings[name], np.inf))
         for k, (label, points) in enumerate(best.items()):
             color, style = plots.look("cdat" if k else "constant", max(k - 1, 0))
             axis.plot(*zip(*sorted(points.items())), style, marker="o", color=color, label=label, markersize=4)
@@ -109,12 +126,12 @@ def width_and_depth(runs, file):
 
 def at_equal_loss(runs, file):
     """Test loss and accuracy against training loss, so that runs are compared where they fit equally well."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for config, history in tuned(runs):
+    figure, axes = subplots(1, 2, figsize=(9, 3.4))
+    for settings, history, _ in tuned(runs):
         measured = np.isfinite(history["test_loss"])
         for axis, quantity in zip(axes, ("test_loss", "test_accuracy")):
-            axis.plot(history["loss"][measured], history[quantity][measured], color=plots.COLORS[config["tuner"]],
-                      linewidth=1, label=config["name"])  # fmt: skip
+            axis.plot(history["loss"][measured], history[quantity][measured], color=plots.COLORS[settings["tuner"]],
+                      linewidth=1, label=settings["name"])  # fmt: skip
             axis.set(xscale="log", xlabel="training loss (time runs to the left)", ylabel=plots.QUANTITIES[quantity])
     axes[0].set_yscale("log")
     axes[1].set_ylim(0.9, 1)
@@ -125,12 +142,12 @@ def against(other):
     """The final loss of each run over the median one of the runs called `other`, setting by setting."""
 
     def draw(runs, file):
-        runs = [(config["name"].split(",")[0], plots.setting_of(config), config["tuner"], plots.final_loss(history))
-                for config, history in tuned(runs)]  # fmt: skip
+        runs = [(settings["name"].split(",")[0], plots.setting_of(settings), settings["tuner"], plots.final_loss(history))
+                for settings, history, _ in tuned(runs)]  # fmt: skip
         settings = list(dict.fromkeys(setting for _, setting, _, _ in runs))
         names = list(dict.fromkeys((name, tuner) for name, _, tuner, _ in runs))
         base = {setting: np.median([run[3] for run in runs if run[:2] == (other, setting)]) for setting in settings}
-        figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
+        figure, axis = subplots(figsize=(11, 4.2))
         for name, setting, tuner, loss in runs:
             color, _ = plots.look(tuner, [pair for pair in names if pair[1] == tuner].index((name, tuner)))
             x = settings.index(setting) + (names.index((name, tuner)) - (len(names) - 1) / 2) / (len(names) + 2)
@@ -152,7 +169,7 @@ def against(other):
 
 def curves(file, models):
     """The simplified model: a column for each title, with its paths by label; rows η, λ, y and p."""
-    figure, axes = plt.subplots(4, len(models), sharex="col", figsize=(4.4 * len(models), 6.6), layout="constrained")
+    figure, axes = subplots(4, len(models), sharex="col", figsize=(4.4 * len(models), 6.6))
     colors = {}  # by label, in both columns
     for column, (title, paths) in zip(axes.T, models.items()):
         for label, path in paths.items():
@@ -185,24 +202,63 @@ def figure_9(_, file):
 # ------------------------------------------------------------------------------------------------------ close-ups
 
 
-def objective(config, samples, classes):
-    """(network, f): the default network, and its loss with weight decay, f(w, samples)."""
-    network = models.mlp(samples[0].shape[1:], classes)
-    return network, lambda w, batch: (train.mse(network.apply(w, batch[0]), batch[1])
-                                      + config.weight_decay / 2 * gd.dot(w, w))  # fmt: skip
+def problem(config):
+    """(network, f, samples): what a run of that config trains, f(w, samples) its loss with weight decay."""
+    dataset = data.load(config.dataset, config.data_dir, config.samples)
+    known = {"shape": dataset.x.shape[1:], "classes": dataset.classes}
+    network = train.built(models.MODELS[config.model], vars(config) | known)
+    decay = lambda w: config.weight_decay / 2 * gd.dot(w, w)
+    f = lambda w, batch: gd.mse(network.apply(w, batch[0]), batch[1]) + decay(w)
+    return network, f, jax.device_put((dataset.x, dataset.y))
 
 
-def follow(first, steps, **flags):
+def trained(config):
+    """The steps of a run of the default network, without end: yields (f, w, u, metrics), at w before the step."""
+    network, f, samples = problem(config)
+    optimizer, tuner = gd.gd(), train.built(tuners.TUNERS[config.tuner], vars(config))
+    step = jax.jit(gd.make_step(f, optimizer, tuner))
+    carry = gd.init_carry(network.init(jax.random.key(config.seed)), optimizer, tuner)
+    while True:
+        w = carry.w
+        carry, metrics = step(carry, samples)
+        yield lambda w: f(w, samples), w, carry.u, metrics
+
+
+def follow(first, steps, **given):
     """Steps first to first + steps of a run of the default network: yields (t, f, w, top eigenvector, row) at each."""
-    config = train.Config(sharpness_every=1, sharpness_tol=1e-4, **flags)
-    samples, _, classes, *_ = train.placed(config)
-    _, f = objective(config, samples, classes)
-    state, advance, _ = train.prepare(config)
-    for t in range(first + steps):
-        w = jax.tree.map(jnp.copy, state[0].w)  # the step gives its carry away
-        row, state = advance(t, state)
+    v = product = None
+    for t, (f, w, _, metrics) in enumerate(itertools.islice(trained(train.configure(**given)), first + steps)):
         if t >= first:
-            yield t, lambda w: f(w, samples), w, state[1], row
+            product = product or jax.jit(lambda w, v: sharpness.hvp(f, w, v))
+            top = sharpness.lobpcg(functools.partial(product, w), w if v is None else v, tol=1e-4)
+            v = top.vector
+            yield t, f, w, v, {"step": t, **metrics, "sharpness": top.value}
+
+
+def steep(_, file, steps=2000, count=20, sigmas=(2.0, 1.9375), **given):
+    """The top of the spectrum at the end of two runs, and how much of the last direction lies within it."""
+    figure, axes = subplots(1, 2, figsize=(9, 3.2))
+    for sigma, color in zip(sigmas, (BLUE, BLACK)):
+        config = train.configure(activation="tanh", sigma=sigma, **given)
+        f, w, u, _ = next(itertools.islice(trained(config), steps, None))  # the step that starts at w of that number
+        flat, unravel = ravel_pytree(w)
+        product = jax.jit(lambda v: ravel_pytree(sharpness.hvp(f, w, unravel(v)))[0])
+        block = jax.jit(jax.vmap(product, in_axes=1, out_axes=1))
+        start = jax.random.normal(jax.random.key(0), (len(flat), count))
+        values, vectors, _ = lobpcg_standard(block, start, m=200)
+        u = ravel_pytree(u)[0]
+        shares = np.cumsum(np.asarray(vectors.T @ u / jnp.linalg.norm(u)) ** 2)
+        axes[0].plot(1 + np.arange(count), values, "o", color=color, markersize=4, label=f"CDAT σ = {sigma:g}")
+        axes[1].plot(1 + np.arange(count), shares, "o-", color=color, markersize=4, linewidth=0.8)
+        within = ", ".join(f"{k} {shares[k - 1]:.2%}" for k in (1, 2, 12) if k <= count)
+        print(f"σ = {sigma:g}: eigenvalues {', '.join(f'{value:.3g}' for value in values[:13])}; share of ‖u‖² within "
+              f"the first {within}; |cos| with the first {shares[0] ** 0.5:.2f}")  # fmt: skip
+    axes[0].set(title="the largest eigenvalues of H", xlabel="number", ylim=(0, None))
+    axes[1].set(title="share of ‖u‖² along the first of them", xlabel="number", ylim=(0, 1.05))
+    for axis in axes:
+        axis.title.set_fontsize(9)
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    plots.finish(figure, axes, file)
 
 
 def overlay(_, file, first=100, steps=100, lr=0.1):
@@ -217,7 +273,7 @@ def overlay(_, file, first=100, steps=100, lr=0.1):
     pairs = lambda values: (values[1:] + values[:-1]) / 2
     lam, x, _, a, b = np.array(found).T
     rise, fall = pairs(lr * a), pairs(lr * b * x**2)
-    figure, axes = plt.subplots(2, 1, figsize=(7, 4.6), sharex=True, layout="constrained")
+    figure, axes = subplots(2, 1, figsize=(7, 4.6), sharex=True)
     t = first + np.arange(steps - 1)
     axes[0].plot(t, pairs(lam), color="#000000", label="measured λ", linewidth=1.5)
     for share, style, name in ((0.5, "-", "model (4), b = ½‖∇λ‖²"), (1, "--", "model (4), b = ‖∇λ‖²")):
@@ -241,7 +297,7 @@ def resets(_, file, first=120, steps=40):
     f = run[0][1]
     ratio = jax.jit(lambda w, u: tuners.curvature(f, w, u) / gd.dot(u, u))  # d/n, as u = −g
     reset = np.array([row["learning_rate"] * ratio(w, jax.grad(f)(w)) < 1.5 for _, _, w, _, row in run])  # σ = η d/n (8)
-    figure, axes = plt.subplots(2, 2, figsize=(9, 5.2), layout="constrained")
+    figure, axes = subplots(2, 2, figsize=(9, 5.2))
     for axis, values, name in zip(axes.flat, (loss, lam, eta * lam - 2), ("training loss", "sharpness λ", "y = ηλ − 2")):
         axis.plot(t, values, color=plots.COLORS["feedback"], linewidth=1.2)
         axis.plot(t[reset], values[reset], "o", color="#000000", markersize=4, label="reset, σ = 1")
@@ -289,13 +345,12 @@ def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop"), seeds=
         "u turned: cos < −0.9": resetting(lambda last, value, u: (cosine(u, last) < -0.9, u), zeros),
         "every third step": resetting(lambda t, value, u: (t % 3 == 2, t + 1), lambda w: jnp.zeros((), int)),
     }
-    samples, _, classes, *_ = train.placed(train.Config())
-    network, f = objective(train.Config(), samples, classes)
-    figure, axes = plt.subplots(1, len(names), figsize=(9, 2.8), sharey=True, squeeze=False, layout="constrained")
+    network, f, samples = problem(train.configure())
+    figure, axes = subplots(1, len(names), figsize=(9, 2.8), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names):
         optimizer = gd.OPTIMIZERS[name]()
         for row, (rule, tuner) in enumerate(rules.items()):
-            step, losses = jax.jit(gd.make_step(f, optimizer, tuner), donate_argnums=0), []
+            step, losses = jax.jit(gd.make_step(f, optimizer, tuner)), []
             for seed in range(seeds):
                 carry, history = gd.init_carry(network.init(jax.random.key(seed)), optimizer, tuner), []
                 for _ in range(steps):
@@ -306,7 +361,7 @@ def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop"), seeds=
             axis.plot(losses, [row] * seeds, "o", color=plots.COLORS["feedback" if row else "cdat"], alpha=0.7)
         axis.set_yticks(range(len(rules)), rules)
         axis.set(xscale="log", xlabel="final training loss")
-        axis.xaxis.set_minor_formatter(plt.NullFormatter())
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set_title(name, fontsize=9, loc="left")
     axes[0, 0].invert_yaxis()
     plots.finish(figure, axes, file)

@@ -8,16 +8,19 @@ Read next: drawings.py.
 """
 
 import csv
-import dataclasses
+import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
+import data
 import plots
-import theory
 import train
+import tuners
+from paper import theory
 
 FIGURES = Path(__file__).parent / "figures"
 
@@ -25,21 +28,35 @@ FIGURES = Path(__file__).parent / "figures"
 def label_of(config):
     """What a table calls a run: its tuner, its rate or σ, and what else of the tuner's own is not the default.
 
-    >>> label_of(train.Config(tuner="polyak", lr_max=100.0)), label_of(train.Config(sigma=1.5, beta=0.9))
+    >>> label_of(train.configure(tuner="polyak", lr_max=100.0)), label_of(train.configure(sigma=1.5, beta=0.9))
     ('polyak, lr max 100', 'CDAT σ = 1.5, beta 0.9')
     """
-    shown = ("lr", "sigma") if config.tuner != "hypergradient" else ()
-    words = plots.labels([vars(config)])
-    for name, field in train.FIELDS.items():
-        value = getattr(config, name)
-        if config.tuner in field.metadata["of"] and name not in shown and value != field.default:
+    words, plain = plots.labels([vars(config)]), train.configure(tuner=config.tuner)
+    for name in train.options_of(tuners.TUNERS[config.tuner]):
+        value = vars(config)[name]
+        if name != plots.SHOWN.get(config.tuner) and value != vars(plain)[name]:
             words.append(f"{name.replace('_', ' ')} {value}".removesuffix(".0"))
     return ", ".join(words)
 
 
-def summary(config, history, target):
+def row_of(config):
+    """Where the results of a run stand: all that its numbers depend on, which is its name and the number of steps.
+
+    >>> row_of(train.configure(tuner="greedy", steps=100))
+    'digits-mlp-gd-greedy-steps100'
+    """
+    return f"{train.name_of(config)}-steps{config.steps}"
+
+
+def unseeded(config):
+    """The same run with the seed 0."""
+    return SimpleNamespace(**vars(config) | {"seed": 0})
+
+
+def summary(run, target):
     """A run as a row of numbers: product, alignment and turn are medians over its second half, rate and sharpness the last
     values, gain the share of measured steps at which it is positive, reach the first step at which the loss is at target."""
+    history, seconds = run.history, run.facts["seconds"]
     half = len(history["step"]) // 2
     median = lambda values: np.nanmedian(values[half:]) if np.isfinite(values[half:]).any() else np.nan
     first = lambda values: next(iter(values[np.isfinite(values) & (values > 0)]), np.nan)
@@ -47,19 +64,19 @@ def summary(config, history, target):
     there = np.flatnonzero(history["loss"] <= target)
     reach = there[0] if len(there) else np.inf
     return dict(loss_first=history["loss"][0], loss=plots.final_loss(history), reach=reach,
-                reach_seconds=reach * config["seconds"] / len(history["step"]),
+                reach_seconds=reach * seconds / len(history["step"]),
                 rate_first=first(history["learning_rate"]), rate=history["learning_rate"][-1],
-                sharpness_first=first(history["sharpness"]), sharpness=train.last_measured(history["sharpness"]),
+                sharpness_first=first(history["sharpness"]), sharpness=plots.last_measured(history["sharpness"]),
                 product=median(history["learning_rate"] * history["sharpness"]),
                 alignment=median(history["alignment"]), turn=median(history["turn"]),
                 gain=np.mean(gain > 0) if len(gain) else np.nan,
-                test_loss=train.last_measured(history["test_loss"]),
-                test_accuracy=train.last_measured(history["test_accuracy"]))  # fmt: skip
+                test_loss=plots.last_measured(history["test_loss"]),
+                test_accuracy=plots.last_measured(history["test_accuracy"]))  # fmt: skip
 
 
 def read(file):
     """The rows of a file, dicts of numbers by the name of the run."""
-    rows = csv.DictReader(file.open()) if file.exists() else []
+    rows = csv.DictReader(io.StringIO(file.read_text())) if file.exists() else []
     return {row.pop("run"): {key: float(value) for key, value in row.items()} for row in rows}
 
 
@@ -67,14 +84,14 @@ def write(file, rows):
     """The inverse of `read`, to four digits, in the order of the names."""
     lines = [",".join([name, *(f"{value:.4g}" for value in row.values())]) for name, row in sorted(rows.items())]
     header = ",".join(["run", *next(iter(rows.values()), {})])
-    file.write_text("\n".join([header, *lines]) + "\n")
+    data.write(file, lambda stream: stream.write("\n".join([header, *lines, ""]).encode()))
 
 
 class Kind(NamedTuple):
     """Runs that differ in their seed alone."""
 
     setting: str
-    config: train.Config  # of the first seed
+    config: SimpleNamespace  # see train.configure, of seed 0
     label: str
     rows: list  # of dicts, from `summary`
 
@@ -88,15 +105,17 @@ def kinds_of(configs, rows):
     """The kinds of runs among configs of which there are rows."""
     found = {}
     for config in configs:
-        if train.name_of(config) in rows:
-            found.setdefault(dataclasses.replace(config, seed=0), []).append(rows[train.name_of(config)])
-    return [Kind(plots.setting_of(vars(config)), config, label_of(config), rows) for config, rows in found.items()]
+        if row_of(config) in rows:
+            kind = unseeded(config)
+            new = Kind(plots.setting_of(vars(kind)), kind, label_of(kind), [])
+            found.setdefault(row_of(kind), new).rows.append(rows[row_of(config)])
+    return list(found.values())
 
 
 def spread(kind, column="loss"):
     """Median and range over the seeds; how many of them blew up, ending above where they began.
 
-    >>> spread(Kind("", train.Config(), "", [dict(loss=loss, loss_first=4) for loss in (3.0, 1.0, 9.0)]))
+    >>> spread(Kind("", None, "", [dict(loss=loss, loss_first=4) for loss in (3.0, 1.0, 9.0)]))
     '3 (1 to 9), 1 of 3 blew up'
     """
     values = sorted(row[column] for row in kind.rows)
@@ -202,7 +221,7 @@ def best_sigmas(kinds):
 def gains(kinds, word, grows=True):
     """Figure 18: the tuned constant rate's loss over that of CDAT σ = 2, by the values of what varies."""
     varied = ("samples", "width", "depth", "weight_decay")
-    settings = [{name: getattr(kind.config, name) for name in varied} for kind in kinds]
+    settings = [{name: vars(kind.config)[name] for name in varied} for kind in kinds]
     usual = {name: max(of_name, key=of_name.count) for name in varied if (of_name := [setting[name] for setting in settings])}
     ratios = {}
     for value in sorted({setting[word] for setting in settings}):
@@ -234,59 +253,21 @@ def logged_cost(_, tuner, low, high):
     return [(family, f"× {time}", low <= float(time) <= high) for family, time in rows]
 
 
-CLAIMS = [  # the figure, the claim, what measures it, on the runs of which experiments, with which arguments
-    ("1", "linesearch ends above the tuned constant rate", below, "fig1 tanh", "constant", "linesearch"),
-    ("1", "so does the best linesearch of its grid", below, "searches", "constant", "linesearch"),
-    ("1", "greedy ends above the tuned constant rate", below, "fig1 tanh", "constant", "greedy"),
-    ("2", "linear model: linesearch at most 10 % above the best constant rate", below, "fig2", "linesearch", "constant", 1.1),
-    ("2", "linear model: greedy likewise", below, "fig2", "greedy", "constant", 1.1),
-    ("3", "greedy: η falls", ratio, "fig3 tanh", "greedy", "rate", 0, 1),
-    ("3", "greedy: λ rises", ratio, "fig3 tanh", "greedy", "sharpness", 1, np.inf),
-    ("3", "linesearch: λ rises", ratio, "fig3 tanh", "linesearch", "sharpness", 1, np.inf),
-    ("3", "greedy: ηλ just below 2 (1.6 to 2)", within, "fig3 tanh", "greedy", "product", 1.6, 2),
-    ("3", "a constant rate stabilises ηλ around 2 (1.7 to 2.3)", within, "edges", "constant", "product", 1.7, 2.3),
-    ("4", "simplified model: with y fixed below 0 λ runs away", model_of_figure_4, ""),
-    ("5", "CDAT σ = 2 at most 5 % above the tuned constant rate", below, "fig5 tanh", "CDAT σ = 2", "constant", 1.05),
-    ("5", "CDAT σ = 2 always better than σ = 1, greedy", below, "fig5 tanh", "CDAT σ = 2", "greedy"),
-    ("5", "σ = 2.0625 better still", below, "fig5 tanh", "CDAT σ = 2.0625", "CDAT σ = 2"),
-    ("5", "σ = 2.5 generally diverges, or ends above σ = 2", below, "fig5 tanh", "CDAT σ = 2", "CDAT σ = 2.5"),
-    ("5", "η rises on its own under σ = 2", ratio, "fig5 tanh", "CDAT σ = 2", "rate", 1, np.inf),
-    ("6", "λ does not rise under σ = 2", ratio, "fig6 tanh", "CDAT σ = 2", "sharpness", 0, 1.05),
-    ("6", "ηλ sits slightly above 2 (2 to 2.6)", within, "fig6 tanh", "CDAT σ = 2", "product", 2, 2.6),
-    ("7", "the best σ falls with the batch size", best_sigmas, "fig7"),
-    ("8", "mini-batches: CDAT gains at most 20 % on the best constant rate", below, "fig8", "constant", "CDAT", 1.2),
-    ("8", "mini-batches: the best schedule beats it", below, "fig8", "schedule", "CDAT"),
-    ("9", "simplified model: σ = 2 holds λ (within 5 %) and y near 0", model_of_figure_9, ""),
-    ("12", "greedy aligns u with the top eigenvector (above 0.5)", within, "fig12 tanh", "greedy", "alignment", 0.5, 1),
-    ("13", "Polyak beats CDAT σ = 2", below, "fig13", "polyak", "CDAT σ = 2"),
-    ("13", "σ = 2.0625 at most 10 % above Polyak", below, "fig13", "CDAT σ = 2.0625", "polyak", 1.1),
-    ("13", "hypergradient at most 10 % above the best constant rate", below, "fig13", "hypergradient", "constant", 1.1),
-    ("14", "mini-batches: linesearch at most 10 % above the best constant rate", below, "fig14", "linesearch", "constant", 1.1),
-    ("14", "mini-batches: greedy likewise", below, "fig14", "greedy", "constant", 1.1),
-    ("15", "η = 2/λ is poor: CDAT σ = 2 ends below", below, "fig15", "CDAT σ = 2", "exact σ = 2"),
-    ("15", "η = 3/λ is good: at most 10 % above CDAT σ = 2", below, "fig15", "exact σ = 3", "CDAT σ = 2", 1.1),
-    ("16", "at (nearly) each step the greedy rate lowers the loss most", within, "fig16 tanh", "CDAT σ = 2", "gain", 0.95, 1),
-    ("17", "successive updates end up opposed (cosine below −0.5)", within, "fig17 tanh", "CDAT σ = 2", "turn", -1, -0.5),
-    ("18", "gains grow with width", gains, "fig18", "width"),
-    ("18", "gains grow with depth", gains, "fig18", "depth"),
-    ("18", "gains fade with weight decay", gains, "fig18", "weight_decay", False),
-    ("19", "a tuned schedule beats CDAT σ = 2", below, "fig19", "schedule", "CDAT σ = 2"),
-    ("C.3", "a CDAT step takes 1.5 to 2.5 times that of a constant rate", logged_cost, "", "cdat", 1.5, 2.5),
-]  # fmt: skip
+def verdicts(claims, kinds):
+    """The verdicts on claims, pairs of a claim and the experiments it is measured on, in Markdown.
 
-
-def claims(kinds):
-    """The verdicts in Markdown. kinds(name) lists the kinds of runs of an experiment."""
+    kinds(name) lists the kinds of runs of an experiment. The claims come in the order of the paper's figures.
+    """
     lines = []
-    for figure, claim, measure, experiments, *arguments in CLAIMS:
-        found = measure([kind for name in experiments.split() for kind in kinds(name)], *arguments)
+    for claim, experiments in sorted(claims, key=lambda pair: int(pair[0].figure) if pair[0].figure.isdigit() else 99):
+        found = claim.measure([kind for name in experiments for kind in kinds(name)], *claim.arguments)
         held = sum(holds for *_, holds in found)
         verdict = "holds" if held == len(found) else f"holds partly ({held} of {len(found)})" if held else "does not hold"
         settings = [setting for setting, *_ in found]
         short = [setting.split(",")[0] for setting in settings]
         settings = short if len({*short}) == len(short) else settings
         measured = "; ".join(f"{setting}: {text}" for setting, (_, text, _) in zip(settings, found))
-        if measure is below:
-            measured = f"{arguments[0]} / {arguments[1]} in {measured}"
-        lines.append([figure, claim, measured, verdict if found else "not run"])
+        if claim.measure is below:
+            measured = f"{claim.arguments[0]} / {claim.arguments[1]} in {measured}"
+        lines.append([claim.figure, claim.text, measured, verdict if found else "not run"])
     return markdown(["figure", "claim", "measured: median over the seeds", "verdict"], lines)

@@ -1,6 +1,6 @@
 """What it costs: FLOPs, memory and time of a step under each tuner, and of all that surrounds a step.
 
-    python experiments.py cost
+    python -m paper cost | tee paper/figures/cost.txt
 
 What this file teaches: how to know that something is fast. FLOPs and memory are the compiler's own count and do not depend
 on the machine; times are medians, and only ratios within one run are reported. A program's analysis counts the body of a
@@ -9,7 +9,6 @@ Read next: experiments.py.
 """
 
 import contextlib
-import functools
 import io
 import os
 import platform
@@ -17,21 +16,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from jax.flatten_util import ravel_pytree
+from matplotlib.figure import Figure
 
+import data
+import gd
+import models
 import plots
 import sharpness
 import train
 import tuners
 
-FIGURES = Path(__file__).parent / "figures"
 FAMILIES = {  # model, options, shape of a sample, samples; on random data, which costs what real data does
     "linear": ("linear", dict(), (32, 32, 3), 2048),
     "mlp": ("mlp", dict(width=512, depth=2), (32, 32, 3), 2048),
@@ -54,7 +53,7 @@ def predicted(family, trials=1):
     products have two terms each: 8.
     """
     model, options, shape, _ = FAMILIES[family]
-    w = jax.eval_shape(train.models.MODELS[model](shape, 10, **options).init, jax.random.key(0))
+    w = jax.eval_shape(models.MODELS[model](shape, 10, **options).init, jax.random.key(0))
     kernels = [leaf.size for leaf in jax.tree.leaves(w) if leaf.ndim == 2]
     gradient = 3 - (max(kernels) / sum(kernels) if family in ("linear", "mlp") else 0)
     steps = dict.fromkeys(TUNERS, gradient) | dict.fromkeys(("greedy", "cdat", "feedback"), gradient + 4)
@@ -80,10 +79,10 @@ def program(fn, *arguments):
 def parts(family, samples=None):
     """The programs that tuners are made of: forward pass, gradient, curvature, Hessian-vector product."""
     model, options, shape, n = FAMILIES[family]
-    network = train.models.MODELS[model](shape, 10, **options)
+    network = models.MODELS[model](shape, 10, **options)
     w = network.init(jax.random.key(0))
     batch = random_batch(shape, samples or n)
-    f = lambda w, batch: train.mse(network.apply(w, batch[0]), batch[1])
+    f = lambda w, batch: gd.mse(network.apply(w, batch[0]), batch[1])
     curvature = lambda w, batch, u: tuners.curvature(lambda w: f(w, batch), w, u)
     product = lambda w, batch, v: sharpness.hvp(lambda w: f(w, batch), w, v)
     return {"forward": program(jax.jit(f), w, batch), "gradient": program(jax.jit(jax.value_and_grad(f)), w, batch),
@@ -102,11 +101,10 @@ def random_batch(shape, n):
 def step_of(family, tuner, samples=None, chunk_size=0):
     """(program of one step, carry): what `train` runs, for a family and a tuner."""
     model, options, shape, n = FAMILIES[family]
-    config = train.Config(tuner=tuner)
-    init, step = train.functions(model, tuple(options.items()), shape, 10, "mse", "gd", tuner, "cosine", chunk_size)[:2]
-    numbers = train.numbers_of(config)
-    carry = init(0, numbers)
-    return program(step, carry, random_batch(shape, samples or n), None, numbers), carry
+    config = train.configure(model=model, tuner=tuner, chunk_size=chunk_size, **options)
+    run, numbers = train.compiled(train.kind_of(config), shape, 10), train.numbers_of(config)
+    carry = run.init(0, numbers)
+    return program(run.step, carry, random_batch(shape, samples or n), None, numbers), carry
 
 
 def seconds(run, repeats=5):
@@ -122,7 +120,7 @@ def seconds(run, repeats=5):
 def time_step(step, carry, steps=9):
     """(seconds a step, trials a step of a linesearch), from one run: ratios of such times are what is reported."""
     _, batch, rows, numbers = step.arguments
-    carry, metrics = step.run(jax.tree.map(jnp.copy, carry), batch, rows, numbers)
+    carry, metrics = step.run(carry, batch, rows, numbers)
     carry, metrics = jax.block_until_ready(step.run(carry, batch, rows, numbers))  # the first calls are slower
     taken, found = [], [metrics]
     for _ in range(steps):
@@ -140,7 +138,7 @@ def row(*cells):
     print("| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |", flush=True)
 
 
-def cost_of_tuners():
+def cost_of_tuners(file):
     """Prints the cost of the parts in forward passes, of a step under each tuner also in constant-rate steps; draws it."""
     row("model", "part", "predicted FLOPs", "FLOPs", "time", "memory, all in forward passes")
     row(*["---"] * 6)
@@ -155,7 +153,8 @@ def cost_of_tuners():
     row("model", "tuner", "FLOPs", "time", "memory, in constant-rate steps", "predicted FLOPs", "FLOPs", "time",
         "memory, in forward passes", "")  # fmt: skip
     row(*["---"] * 10)
-    figure, axes = plt.subplots(3, 1, figsize=(9, 6.5), layout="constrained", sharex=True)
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True)
     for k, family in enumerate(FAMILIES):
         for j, tuner in enumerate(TUNERS):
             step, carry = step_of(family, tuner)
@@ -172,18 +171,18 @@ def cost_of_tuners():
         axis.set_yscale("log", base=2)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xticks(range(len(FAMILIES)), FAMILIES)
-    plots.finish(figure, axes, FIGURES / "cost.png")
+    plots.finish(figure, axes, file)
 
 
 def bare_loop(steps):
     """The default run in bare JAX: what `train` is compared with. Returns the final loss."""
-    network, dataset = train.models.mlp((8, 8, 1), 10), train.data.load("digits", "datasets", 1024)
+    network, dataset = models.mlp((8, 8, 1), 10), data.load("digits", "datasets", 1024)
 
     def f(w, x, y):
         decay = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(w))
         return 0.5 * jnp.mean(jnp.sum((network.apply(w, x) - jax.nn.one_hot(y, 10)) ** 2, -1)) + 0.5e-5 * decay
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @jax.jit
     def step(w, x, y):
         value, g = jax.value_and_grad(f)(w, x, y)
         u = jax.tree.map(jnp.negative, g)
@@ -203,10 +202,10 @@ def cost_of_a_run(steps=2000):
     """Prints what logging adds to a bare loop and what sharpness adds to a run, as ratios of medians of five."""
     with tempfile.TemporaryDirectory() as out:
         def timed(k, **more):
-            config = train.Config(tuner="cdat", steps=steps, out=f"{out}/{k}", overwrite=True, **more)
+            config = train.configure(steps=steps, out=f"{out}/{k}", overwrite=True, **more)
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
-                train.train(config, train.progress(config))
+                train.train(config, plots.progress(steps))
             return time.perf_counter() - start
 
         timed(0), timed(0, no_sharpness=True)  # compiles
@@ -215,77 +214,54 @@ def cost_of_a_run(steps=2000):
     print(f"share of measuring sharpness in the default run: {1 - logged / whole:.2f}")
 
 
-def plain_power_iteration(matvec, v, tol=1e-3, max_iters=1000):
-    """v ← Hv/‖Hv‖ to the same residual from the same start: what sharpness.power_iteration is compared with."""
-    v, unravel = ravel_pytree(v)
-    v = sharpness.noisy(v)
-    for iterations in range(1, max_iters + 1):
-        hv = ravel_pytree(matvec(unravel(v)))[0]
-        value = jnp.vdot(v, hv)
-        if jnp.linalg.norm(hv - value * v) <= tol * abs(value):
-            break
-        v = sharpness.unit(hv)
-    return sharpness.Eigenpair(float(value), unravel(v), iterations, None)
-
-
 def cost_of_sharpness():
-    """Prints the products Hv that 20 measurements take along two runs, warm and cold, beside plain power iteration."""
-    for tuner, lr in (("cdat", 0.1), ("constant", 0.1)):
-        config = train.Config(tuner=tuner, lr=lr)
-        samples, _, classes, _, _ = train.placed(config)
-        init, step, _, hessian = train.functions("mlp", (("activation", "relu"),), (8, 8, 1), classes, "mse", "gd", tuner,
-                                                 "cosine", 0)[:4]  # fmt: skip
-        numbers, spent = train.numbers_of(config), {}
-        carry = init(0, numbers)
-        vectors = dict.fromkeys(("warm", "plain warm"), jax.tree.map(jnp.ones_like, carry.w))
+    """Prints the products Hv that 20 measurements take along two runs, warm and cold, by both iterations."""
+    kinds = {
+        "warm": sharpness.lobpcg, "cold": sharpness.lobpcg,
+        "plain warm": sharpness.power_iteration, "plain cold": sharpness.power_iteration,
+    }  # fmt: skip
+    dataset = data.load("digits", samples=1024)
+    samples = jax.device_put((dataset.x, dataset.y))
+    for tuner in "cdat", "constant":
+        config = train.configure(tuner=tuner)
+        run, numbers = train.compiled(train.kind_of(config), dataset.x.shape[1:], dataset.classes), train.numbers_of(config)
+        carry = run.init(0, numbers)
+        ones = jax.tree.map(jnp.ones_like, carry.w)
+        spent, vectors = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, ones)
         for t in range(config.steps):
             if t % 100 == 0:
-                product = lambda v: hessian(carry.w, None, v, samples, 1e-5)
-                cold = jax.tree.map(jnp.ones_like, carry.w)
-                for kind in ("warm", "cold", "plain warm", "plain cold"):
-                    estimate = plain_power_iteration if "plain" in kind else sharpness.power_iteration
-                    top = estimate(product, vectors.get(kind, cold))
-                    spent[kind] = spent.get(kind, 0) + top.iterations
-                    vectors |= {kind: top.vector} if kind in vectors else {}
-            carry, _ = step(carry, samples, None, numbers)
+                for kind, estimate in kinds.items():
+                    start = vectors[kind] if "warm" in kind else ones
+                    top = estimate(lambda v: run.hessian(carry.w, carry, v, samples, numbers), start)
+                    spent[kind] += top.iterations
+                    vectors[kind] = top.vector
+            carry, _ = run.step(carry, samples, None, numbers)
         print(f"products Hv for 20 measurements along {tuner}: " + ", ".join(f"{k} {v}" for k, v in spent.items()), flush=True)
 
 
 def cost_of_starting():
-    """Prints the time from a command to the end of its first step, without and then with compiled programs in the cache."""
-    code = """import os, sys, time, jax, train
-compiled = train.functions
-def look(w, carry, *_):  # what is called next
-    jax.block_until_ready(carry)
-    print('first step', time.time(), flush=True)
-    os._exit(0)
-train.functions = lambda *kind: (*compiled(*kind)[:2], look, None, None, None)
-train.main(sys.argv[1:])"""
+    """Prints how long a command for one step takes, without and then with compiled programs in the cache."""
     commands = {"default": [], "resnet": ["--model", "resnet", "--samples", "64"],
                 "transformer": ["--model", "transformer", "--dataset", "pydocs", "--samples", "64"]}  # fmt: skip
+    more = ["--steps", "1", "--overwrite", "--no-plot", "--no-sharpness", "--test-samples", "64"]
     for name, flags in commands.items():
         with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, train.__file__, *flags, *more, "--out", folder]
             taken = []
             for _ in range(4):  # the first fills the cache
                 start = time.time()
-                command = [sys.executable, "-c", code, "--overwrite", "--out", folder, *flags]
-                run = subprocess.run(command, check=True, text=True, capture_output=True,
-                                     env=os.environ | {"XDG_CACHE_HOME": folder})  # fmt: skip
-                taken.append(float(run.stdout.split()[-1]) - start)
+                subprocess.run(command, check=True, capture_output=True, env=os.environ | {"XDG_CACHE_HOME": folder})
+                taken.append(time.time() - start)
         again = np.median(taken[1:])
-        print(f"{name}: first step after {taken[0]:.1f} s, with a cache after {again:.1f} s: "
+        print(f"{name}: a run of one step in {taken[0]:.1f} s, with a cache in {again:.1f} s: "
               f"{taken[0] / again:.1f} times faster")  # fmt: skip
 
 
-def main():
-    """All that this repository says about its speed, in one command."""
+def draw(_, file):
+    """All that this repository says about its speed: printed, and the cost of a step drawn."""
     cores = os.cpu_count()
     print(f"{jax.devices()[0].device_kind}, {cores} cores, JAX {jax.__version__}, {platform.system()} {platform.machine()}\n")
-    cost_of_tuners()
+    cost_of_tuners(file)
     cost_of_a_run()
     cost_of_sharpness()
     cost_of_starting()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,152 @@
+"""The paper's figures, tables and verdicts, from a laptop. Run from the repository's root:
+
+    python -m paper --list           each experiment with its time on two cores, and what is claimed or asked
+    python -m paper fig5             runs what has not been run yet, draws paper/figures/fig5.png, prints the table
+    python -m paper fig5 --table     the table alone, from the committed results
+    python -m paper claims           the verdicts, likewise
+    python -m paper readme           writes the tables in paper/README.md anew, likewise
+    python -m paper fig5 --scale paper   the paper's data, networks and steps: for an accelerator
+
+What every run ended with is a row of results.csv, so that each number of paper/README.md can be traced.
+Read next: experiments.py.
+"""
+
+import argparse
+import re
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+
+import plots
+import train
+from paper import results
+from paper.experiments import ALSO, EXPERIMENTS, configs
+from paper.results import FIGURES
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.csv"
+TARGETS = {  # by setting: the loss to which steps and time are counted, about what the tuned constant rate ends with
+    "mlp, digits": 0.025, "mlp, mnist": 0.085, "mlp, cifar10": 0.3, "resnet, cifar10": 1.3, "mixer, cifar10": 0.01,
+    "transformer, shakespeare, rmsprop": 0.05, "mlp, digits, momentum": 0.02, "mlp, digits, rmsprop": 0.02,
+    "mlp, digits, adam": 0.005, "mlp, digits, batch 64": 0.055, "mlp, digits, batch 256": 0.055,
+}  # fmt: skip
+MATRICES = {"loss": "final training loss", "test_loss": "test loss", "reach": "steps to reach a loss (inf: never)",
+            "reach_seconds": "seconds to reach it, with all that is logged and measured"}  # fmt: skip
+
+
+def run(name, scale, data_dir, out):
+    """Trains what is not there yet, keeps a row of numbers for each run, draws the figure, and returns its file."""
+    runs, rows = [], {}
+    todo = configs(name, scale, resume=True, data_dir=data_dir, out=out)
+    for k, config in enumerate(todo):
+        print(f"[{k + 1}/{len(todo)}] {train.name_of(config)}", file=sys.stderr, flush=True)
+        train.train(config)
+        done = plots.load_run(train.folder_of(config))
+        names = dict(run=results.row_of(results.unseeded(config)), name=results.label_of(config))
+        runs.append(done._replace(settings=done.settings | names))
+        rows[results.row_of(config)] = results.summary(done, TARGETS.get(plots.setting_of(done.settings), -np.inf))
+    file = FIGURES / (f"{name}.png" if scale == "laptop" else f"{name}-{scale}.png")
+    EXPERIMENTS[name].draw(runs, file)
+    if rows:
+        results.write(RESULTS, results.read(RESULTS) | rows)
+    return file
+
+
+def kinds(name, scale="laptop"):
+    """The kinds of runs of an experiment of which there are results."""
+    return results.kinds_of(configs(name, scale), results.read(RESULTS))
+
+
+def verdicts():
+    """The verdicts on all claims, in Markdown."""
+    claims = [(claim, (claim.on or name).split()) for name, its in EXPERIMENTS.items() for claim in its.claims]
+    return results.verdicts(claims, kinds)
+
+
+# ------------------------------------------------------------------------------------------ the tables of README.md
+
+
+def listing():
+    """What there is to run, in Markdown, each with a link to its figure."""
+    rows = [[f"[`{name}`](figures/{name}.png)", experiment.time, experiment.words()] for name, experiment in EXPERIMENTS.items()]
+    return results.markdown(["`python -m paper` …", "time", "claim or question"], rows)
+
+
+def costs(tuner):
+    """From figures/cost.txt: a step under one tuner in constant-rate steps, by model, and what a run costs beside its steps."""
+    machine, _, steps, facts = (FIGURES / "cost.txt").read_text().strip().split("\n\n")
+    cells = [line.strip("| ").split(" | ") for line in steps.splitlines()]
+    table = results.markdown(["model", "FLOPs", "time", "memory"], [[row[0], *row[2:5]] for row in cells if row[1] == tuner])
+    return "\n".join([f"{machine}:", "", table, "", *(f"- {fact}" for fact in facts.splitlines())])
+
+
+def with_tables(text):
+    """The text, with what stands between <!-- table: NAME --> (matrix, claims, list, cost) and <!-- end --> made anew."""
+    makers = {"table": lambda name: results.table(kinds(name)), "matrix": lambda name: results.matrix(kinds(name)),
+              "claims": lambda _: verdicts(), "list": lambda _: listing(), "cost": costs}  # fmt: skip
+    fill = lambda match: f"{match[1]}\n{makers[match[2]](match[3])}\n<!-- end -->"
+    return re.sub(r"(<!-- (\w+): (\w+) -->)\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+def readme():
+    """Writes the tables of README.md anew."""
+    text = with_tables((HERE / "README.md").read_text())
+    train.data.write(HERE / "README.md", lambda stream: stream.write(text.encode()))
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+COMMANDS = {"claims": lambda: print(verdicts()), "readme": readme}
+
+
+def fail(message):
+    """One line on stderr, and the end."""
+    train.fail(message, "paper")
+
+
+def one(name, options):
+    """One experiment: run unless its table alone is asked for, and the table."""
+    if not options.table:
+        started = time.time()
+        file = run(name, options.scale, options.data_dir, options.out)
+        print(f"{file}, {(time.time() - started) / 60:.1f} min", file=sys.stderr, flush=True)
+    if found := kinds(name, options.scale):
+        print(results.table(found))
+    if found and name == "feedback":
+        print(*(f"\n{about}:\n\n{results.matrix(found, column)}" for column, about in MATRICES.items()), sep="\n")
+
+
+def main(argv=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m paper", description="The paper's figures, from a laptop.",
+                                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("names", nargs="*", metavar="name", help="an experiment of --list, all, claims or readme")
+    parser.add_argument("--list", action="store_true", help="each experiment with its time and claim")
+    parser.add_argument("--table", action="store_true", help="the table of the committed results, without running")
+    parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help="the paper's own settings, or smaller")
+    parser.add_argument("--data-dir", default="datasets", help="folder that holds the data sets, or is to")
+    parser.add_argument("--out", default="runs", help="folder of the run folders")
+    parser.error = fail
+    options = parser.parse_args(argv)
+    if options.list or not options.names:
+        for name, experiment in EXPERIMENTS.items():
+            print(textwrap.fill(f"{name:12} {experiment.time:>13}  {experiment.words()}", 80, subsequent_indent=28 * " "))
+    names = [ALSO.get(name, name) for name in options.names]
+    for name in names:
+        if name not in {*EXPERIMENTS, *COMMANDS, "all"}:
+            fail(f"no experiment {name!r}; there are {', '.join([*EXPERIMENTS, *ALSO, *COMMANDS, 'all'])}")
+    try:
+        for name in EXPERIMENTS if "all" in names else names:
+            COMMANDS[name]() if name in COMMANDS else one(name, options)
+    except (ValueError, OSError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
