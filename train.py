@@ -388,7 +388,8 @@ def parser():
     parser.error = fail
     for name, takers in FLAGS.items():
         _, default, words, _ = takers[0]
-        helps = [f"{taker} ({default}): {text}" if taker else f"{text} ({default})" for taker, default, _, text in takers]
+        helps = [f"{taker} ({default}): {text}" if taker else f"{text} ({default})"
+                 for taker, default, _, text in takers]  # fmt: skip
         text = "; ".join(helps).removesuffix(" (None)").removesuffix(" ()").removesuffix(" (False)")
         if isinstance(default, bool):
             parser.add_argument(dashed(name), action="store_true", help=text)

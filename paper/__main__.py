@@ -71,20 +71,24 @@ def verdicts():
 
 def listing():
     """What there is to run, in Markdown, each with a link to its figure."""
-    rows = [[f"[`{name}`](figures/{name}.png)", experiment.time, experiment.words()] for name, experiment in EXPERIMENTS.items()]
+    rows = [[f"[`{name}`](figures/{name}.png)", experiment.time, experiment.words()]
+            for name, experiment in EXPERIMENTS.items()]  # fmt: skip
     return results.markdown(["`python -m paper` …", "time", "claim or question"], rows)
 
 
 def costs(tuner):
-    """From figures/cost.txt: a step under one tuner in constant-rate steps, by model, and what a run costs beside its steps."""
+    """From figures/cost.txt: a step under one tuner in constant-rate steps, by model, and what a run costs beside its
+    steps."""
     machine, _, steps, facts = (FIGURES / "cost.txt").read_text().strip().split("\n\n")
     cells = [line.strip("| ").split(" | ") for line in steps.splitlines()]
-    table = results.markdown(["model", "FLOPs", "time", "memory"], [[row[0], *row[2:5]] for row in cells if row[1] == tuner])
+    rows = [[row[0], *row[2:5]] for row in cells if row[1] == tuner]
+    table = results.markdown(["model", "FLOPs", "time", "memory"], rows)
     return "\n".join([f"{machine}:", "", table, "", *(f"- {fact}" for fact in facts.splitlines())])
 
 
 def with_tables(text):
-    """The text, with what stands between <!-- table: NAME --> (matrix, claims, list, cost) and <!-- end --> made anew."""
+    """The text, with what stands between <!-- table: NAME --> (matrix, claims, list, cost) and <!-- end --> made
+    anew."""
     makers = {"table": lambda name: results.table(kinds(name)), "matrix": lambda name: results.matrix(kinds(name)),
               "claims": lambda _: verdicts(), "list": lambda _: listing(), "cost": costs}  # fmt: skip
     fill = lambda match: f"{match[1]}\n{makers[match[2]](match[3])}\n<!-- end -->"
@@ -126,14 +130,15 @@ def main(argv=None):
     parser.add_argument("names", nargs="*", metavar="name", help="an experiment of --list, all, claims or readme")
     parser.add_argument("--list", action="store_true", help="each experiment with its time and claim")
     parser.add_argument("--table", action="store_true", help="the table of the committed results, without running")
-    parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help="the paper's own settings, or smaller")
+    parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help="smaller, or the paper's")
     parser.add_argument("--data-dir", default="datasets", help="folder that holds the data sets, or is to")
     parser.add_argument("--out", default="runs", help="folder of the run folders")
     parser.error = fail
     options = parser.parse_args(argv)
     if options.list or not options.names:
         for name, experiment in EXPERIMENTS.items():
-            print(textwrap.fill(f"{name:12} {experiment.time:>13}  {experiment.words()}", 80, subsequent_indent=28 * " "))
+            text = f"{name:12} {experiment.time:>13}  {experiment.words()}"
+            print(textwrap.fill(text, 80, subsequent_indent=28 * " "))
     names = [ALSO.get(name, name) for name in options.names]
     for name in names:
         if name not in {*EXPERIMENTS, *COMMANDS, "all"}:

@@ -2,10 +2,9 @@
 
     python -m paper cost | tee paper/figures/cost.txt
 
-What this file teaches: how to know that something is fast. FLOPs and memory are the compiler's own count and do not depend
-on the machine; times are medians, and only ratios within one run are reported. A program's analysis counts the body of a
-loop once, so a linesearch's trials are counted from its rates.
-Read next: experiments.py.
+What this file teaches: how to know that something is fast. FLOPs and memory are the compiler's own count and do not
+depend on the machine; times are medians, and only ratios within one run are reported. A program's analysis counts the
+body of a loop once, so a linesearch's trials are counted from its rates. Read next: experiments.py.
 """
 
 import contextlib
@@ -135,11 +134,13 @@ def time_step(step, carry, steps=9):
 
 def row(*cells):
     """A line of a table, numbers to two digits."""
-    print("| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |", flush=True)
+    words = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells]
+    print("| " + " | ".join(words) + " |", flush=True)
 
 
 def cost_of_tuners(file):
-    """Prints the cost of the parts in forward passes, of a step under each tuner also in constant-rate steps; draws it."""
+    """Prints the cost of the parts in forward passes, of a step under each tuner also in constant-rate steps; draws
+    it."""
     row("model", "part", "predicted FLOPs", "FLOPs", "time", "memory, all in forward passes")
     row(*["---"] * 6)
     forwards = {}
@@ -163,7 +164,8 @@ def cost_of_tuners(file):
             cost = np.array([step.flops + searched, taken, step.memory], float)
             base = cost if tuner == "constant" else base
             row(family, tuner, *map(float, cost / base), float(predicted(family, trials)[tuner]),
-                *map(float, cost / forwards[family]), f"{trials:.1f} trials" if tuner == "linesearch" else "")  # fmt: skip
+                *map(float, cost / forwards[family]),
+                f"{trials:.1f} trials" if tuner == "linesearch" else "")  # fmt: skip
             for axis, ratio in zip(axes, cost / base):
                 axis.bar(k + (j - 4) / 11, ratio, 1 / 11, color=plots.COLORS[tuner], label=tuner if k == 0 else None)
     for axis, title in zip(axes, ("FLOPs", "time", "memory")):
@@ -209,7 +211,8 @@ def cost_of_a_run(steps=2000):
             return time.perf_counter() - start
 
         timed(0), timed(0, no_sharpness=True)  # compiles
-        bare, logged, whole = np.median([(bare_loop(steps), timed(1, no_sharpness=True), timed(2)) for _ in range(5)], axis=0)
+        times = [(bare_loop(steps), timed(1, no_sharpness=True), timed(2)) for _ in range(5)]
+        bare, logged, whole = np.median(times, axis=0)
     print(f"\nsteps with logging, progress and files, against a bare jitted loop: {logged / bare:.3f}")
     print(f"share of measuring sharpness in the default run: {1 - logged / whole:.2f}")
 
@@ -224,7 +227,8 @@ def cost_of_sharpness():
     samples = jax.device_put((dataset.x, dataset.y))
     for tuner in "cdat", "constant":
         config = train.configure(tuner=tuner)
-        run, numbers = train.compiled(train.kind_of(config), dataset.x.shape[1:], dataset.classes), train.numbers_of(config)
+        run = train.compiled(train.kind_of(config), dataset.x.shape[1:], dataset.classes)
+        numbers = train.numbers_of(config)
         carry = run.init(0, numbers)
         ones = jax.tree.map(jnp.ones_like, carry.w)
         spent, vectors = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, ones)
@@ -236,7 +240,8 @@ def cost_of_sharpness():
                     spent[kind] += top.iterations
                     vectors[kind] = top.vector
             carry, _ = run.step(carry, samples, None, numbers)
-        print(f"products Hv for 20 measurements along {tuner}: " + ", ".join(f"{k} {v}" for k, v in spent.items()), flush=True)
+        counts = ", ".join(f"{kind} {products}" for kind, products in spent.items())
+        print(f"products Hv for 20 measurements along {tuner}: {counts}", flush=True)
 
 
 def cost_of_starting():
@@ -259,8 +264,8 @@ def cost_of_starting():
 
 def draw(_, file):
     """All that this repository says about its speed: printed, and the cost of a step drawn."""
-    cores = os.cpu_count()
-    print(f"{jax.devices()[0].device_kind}, {cores} cores, JAX {jax.__version__}, {platform.system()} {platform.machine()}\n")
+    device, machine = jax.devices()[0].device_kind, f"{platform.system()} {platform.machine()}"
+    print(f"{device}, {os.cpu_count()} cores, JAX {jax.__version__}, {machine}\n")
     cost_of_tuners(file)
     cost_of_a_run()
     cost_of_sharpness()

@@ -1,9 +1,9 @@
 """How the paper's figures are drawn, where lines over steps are not enough, and close-ups of a few steps.
 
 What this file teaches: to compare tuners by what they end with, each at its best setting, and to look inside a run.
-A drawing is a function draw(runs, file) of plots.Run, whose setting "run" names a run but for its seed and whose setting
-"name" is what tables call it. The close-ups take no runs: what they show is not in a log, so they train by themselves.
-Read next: theory.py, whose model the first close-up tests.
+A drawing is a function draw(runs, file) of plots.Run, whose setting "run" names a run but for its seed and whose
+setting "name" is what tables call it. The close-ups take no runs: what they show is not in a log, so they train by
+themselves. Read next: theory.py, whose model the first close-up tests.
 """
 
 import functools
@@ -80,18 +80,20 @@ def heat(x, y, split):
             ys = ys[1:] + [0]  # the full batch is the largest
         figure, axes = subplots(1, len(parts), squeeze=False, figsize=(4.6 * len(parts), 3.2))
         for axis, part in zip(axes[0], parts):
-            cells = {(settings[y], settings[x]): losses[settings["run"]] for settings, *_ in runs if settings[split] == part}
+            of_part = [run.settings for run in runs if run.settings[split] == part]
+            cells = {(settings[y], settings[x]): losses[settings["run"]] for settings in of_part}
             table = np.array([[cells.get((b, a), np.inf) for a in xs] for b in ys])
             blown_up = ~(table < start)
             table[blown_up] = np.nan
             image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=np.log10(min(losses.values())),
                                 vmax=np.log10(start))  # fmt: skip
             for row, best in enumerate(np.argmin(np.where(blown_up, np.inf, table), axis=1)):
-                axis.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color="#D55E00", linewidth=2))
+                axis.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color=ORANGE, linewidth=2))
             for row, column in np.argwhere(blown_up):
                 axis.text(column, row, "×", ha="center", va="center", fontsize=12)
             axis.set_xticks(range(len(xs)), [f"{value:g}" for value in xs])
-            axis.set_yticks(range(len(ys)), ["all" if y == "batch_size" and value == 0 else f"{value:g}" for value in ys])
+            names = ["all" if y == "batch_size" and value == 0 else f"{value:g}" for value in ys]
+            axis.set_yticks(range(len(ys)), names)
             axis.set(xlabel=plots.NAMES.get(x, x), ylabel=plots.NAMES.get(y, y))
             axis.set_title(f"{plots.NAMES.get(split, split)} = {part:g}", fontsize=10)
         figure.colorbar(image, ax=axes[0].tolist(), label="log₁₀ final training loss")
@@ -142,8 +144,8 @@ def against(other):
     """The final loss of each run over the median one of the runs called `other`, setting by setting."""
 
     def draw(runs, file):
-        runs = [(settings["name"].split(",")[0], plots.setting_of(settings), settings["tuner"], plots.final_loss(history))
-                for settings, history, _ in tuned(runs)]  # fmt: skip
+        runs = [(settings["name"].split(",")[0], plots.setting_of(settings), settings["tuner"],
+                 plots.final_loss(history)) for settings, history, _ in tuned(runs)]  # fmt: skip
         settings = list(dict.fromkeys(setting for _, setting, _, _ in runs))
         names = list(dict.fromkeys((name, tuner) for name, _, tuner, _ in runs))
         base = {setting: np.median([run[3] for run in runs if run[:2] == (other, setting)]) for setting in settings}
@@ -153,7 +155,7 @@ def against(other):
             x = settings.index(setting) + (names.index((name, tuner)) - (len(names) - 1) / 2) / (len(names) + 2)
             ratio = np.clip(loss / base[setting], 1 / 30, 30)
             axis.plot(x, ratio, "x" if ratio in (1 / 30, 30) else "o", color=color, label=name, markersize=4)
-        axis.axhline(1, color="#999999", linewidth=0.8, zorder=0)
+        axis.axhline(1, color=GREY, linewidth=0.8, zorder=0)
         axis.set(yscale="log", ylim=(1 / 40, 40), xlim=(-0.6, len(settings) - 0.4))
         axis.set_ylabel(f"final loss over that of {other}\n(crosses: 30 times and beyond)", fontsize=9)
         axis.set_xticks(range(len(settings)), [setting.replace(", ", "\n") for setting in settings])
@@ -173,13 +175,13 @@ def curves(file, models):
     colors = {}  # by label, in both columns
     for column, (title, paths) in zip(axes.T, models.items()):
         for label, path in paths.items():
-            color = colors.setdefault(label, ("#0072B2", "#D55E00", "#009E73")[len(colors) % 3])
+            color = colors.setdefault(label, (BLUE, ORANGE, "#009E73")[len(colors) % 3])
             for axis, values in zip(column, (path.learning_rate, path.sharpness, path.y, path.p)):
                 axis.plot(values, color=color, label=label, linewidth=1)
         for axis, name in zip(column, ("learning rate η", "sharpness λ", "y = ηλ − 2", "p = x²")):
             axis.set_ylabel(name, fontsize=9)
         column[0].set_title(title, fontsize=10)
-        column[2].axhline(0, color="#999999", linewidth=0.8, zorder=0)
+        column[2].axhline(0, color=GREY, linewidth=0.8, zorder=0)
         column[2].set_ylim(-0.6, 0.6)
         column[3].set_yscale("log")
         column[3].set_ylim(bottom=max(1e-12, min(float(path.p.min()) for path in paths.values())))
@@ -253,9 +255,10 @@ def steep(_, file, steps=2000, count=20, sigmas=(2.0, 1.9375), **given):
         within = ", ".join(f"{k} {shares[k - 1]:.2%}" for k in (1, 2, 12) if k <= count)
         print(f"σ = {sigma:g}: eigenvalues {', '.join(f'{value:.3g}' for value in values[:13])}; share of ‖u‖² within "
               f"the first {within}; |cos| with the first {shares[0] ** 0.5:.2f}")  # fmt: skip
-    axes[0].set(title="the largest eigenvalues of H", xlabel="number", ylim=(0, None))
-    axes[1].set(title="share of ‖u‖² along the first of them", xlabel="number", ylim=(0, 1.05))
+    axes[0].set(title="the largest eigenvalues of H", ylim=(0, None))
+    axes[1].set(title="share of ‖u‖² along the first of them", ylim=(0, 1.05))
     for axis in axes:
+        axis.set_xlabel("number of eigenvectors", fontsize=9)
         axis.title.set_fontsize(9)
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     plots.finish(figure, axes, file)
@@ -275,14 +278,15 @@ def overlay(_, file, first=100, steps=100, lr=0.1):
     rise, fall = pairs(lr * a), pairs(lr * b * x**2)
     figure, axes = subplots(2, 1, figsize=(7, 4.6), sharex=True)
     t = first + np.arange(steps - 1)
-    axes[0].plot(t, pairs(lam), color="#000000", label="measured λ", linewidth=1.5)
+    axes[0].plot(t, pairs(lam), color=BLACK, label="measured λ", linewidth=1.5)
     for share, style, name in ((0.5, "-", "model (4), b = ½‖∇λ‖²"), (1, "--", "model (4), b = ‖∇λ‖²")):
         change = (rise - share * fall)[:-1]
-        axes[0].plot(t, lam[:2].mean() + np.append(0, np.cumsum(change)), style, color="#D55E00", label=name, linewidth=1)
+        predicted = lam[:2].mean() + np.append(0, np.cumsum(change))
+        axes[0].plot(t, predicted, style, color=ORANGE, label=name, linewidth=1)
         print(f"{name}: mean change of λ a step {change.mean():.4f}, measured {np.diff(pairs(lam)).mean():.4f}; "
               f"correlation {np.corrcoef(change, np.diff(pairs(lam)))[0, 1]:.2f}")  # fmt: skip
-    axes[1].plot(t, rise, color="#0072B2", label="sharpening ηa", linewidth=1)
-    axes[1].plot(t, fall, "--", color="#CC79A7", label="feedback ηx²‖∇λ‖²", linewidth=1)
+    axes[1].plot(t, rise, color=BLUE, label="sharpening ηa", linewidth=1)
+    axes[1].plot(t, fall, "--", color=PINK, label="feedback ηx²‖∇λ‖²", linewidth=1)
     for axis, name in zip(axes, ("sharpness λ", "change of λ in a step")):
         axis.set_ylabel(name, fontsize=9)
     axes[1].set_xlabel("step")
@@ -296,17 +300,19 @@ def resets(_, file, first=120, steps=40):
     t, loss, eta, lam = map(column, ("step", "loss", "learning_rate", "sharpness"))
     f = run[0][1]
     ratio = jax.jit(lambda w, u: tuners.curvature(f, w, u) / gd.dot(u, u))  # d/n, as u = −g
-    reset = np.array([row["learning_rate"] * ratio(w, jax.grad(f)(w)) < 1.5 for _, _, w, _, row in run])  # σ = η d/n (8)
+    sigmas = [row["learning_rate"] * ratio(w, jax.grad(f)(w)) for _, _, w, _, row in run]  # σ = η d/n (8)
+    reset = np.array(sigmas) < 1.5
     figure, axes = subplots(2, 2, figsize=(9, 5.2))
-    for axis, values, name in zip(axes.flat, (loss, lam, eta * lam - 2), ("training loss", "sharpness λ", "y = ηλ − 2")):
+    shown = ("training loss", loss), ("sharpness λ", lam), ("y = ηλ − 2", eta * lam - 2)
+    for axis, (name, values) in zip(axes.flat, shown):
         axis.plot(t, values, color=plots.COLORS["feedback"], linewidth=1.2)
-        axis.plot(t[reset], values[reset], "o", color="#000000", markersize=4, label="reset, σ = 1")
+        axis.plot(t[reset], values[reset], "o", color=BLACK, markersize=4, label="reset, σ = 1")
         axis.set_title(name, fontsize=9, loc="left")
         axis.set_xlabel("step", fontsize=9)
-    axes[1, 0].axhline(0, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
+    axes[1, 0].axhline(0, color=ORANGE, linewidth=1, linestyle=(0, (6, 3)), zorder=0)
     along = jax.jit(jax.vmap(lambda s, w, v: f(tuners.move(w, s, v)), (0, None, None)))
     at = next((k for k in np.flatnonzero(reset) if 0 < k < steps - 1), 1)  # the first of them
-    for k, color, style in ((at - 1, "#CC79A7", ":"), (at, "#000000", "-"), (at + 1, "#0072B2", "--")):
+    for k, color, style in ((at - 1, PINK, ":"), (at, BLACK, "-"), (at + 1, BLUE, "--")):
         _, _, w, v, _ = run[k]
         x = gd.dot(jax.grad(f)(w), v) / lam[k]  # from the bottom, as in theory.py
         s = np.linspace(-1.6, 1.6, 41) * max(abs(float(x)), 0.1)
@@ -324,7 +330,8 @@ def cosine(a, b):
 
 
 def resetting(sign, start):
-    """A tuner like `feedback`, at σ = 1 where sign(memory, value, u) -> (whether, memory) says so; memory from start(w)."""
+    """A tuner like `feedback`, at σ = 1 where sign(memory, value, u) -> (whether, memory) says so; memory from
+    start(w)."""
 
     def rate(state, f, w, value, g, u):
         reset, memory = sign(state[0], value, u)
@@ -341,7 +348,8 @@ def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop"), seeds=
         "CDAT σ = 2": tuners.cdat(),
         "feedback": tuners.feedback(),
         "the last step raised the loss": resetting(lambda last, value, u: (value > last, value), highest),
-        "it is 20 % above its lowest": resetting(lambda low, value, u: (value > 1.2 * low, jnp.minimum(low, value)), highest),
+        "it is 20 % above its lowest": resetting(
+            lambda low, value, u: (value > 1.2 * low, jnp.minimum(low, value)), highest),
         "u turned: cos < −0.9": resetting(lambda last, value, u: (cosine(u, last) < -0.9, u), zeros),
         "every third step": resetting(lambda t, value, u: (t % 3 == 2, t + 1), lambda w: jnp.zeros((), int)),
     }

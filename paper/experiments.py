@@ -1,9 +1,9 @@
-"""The experiments: what is trained, under which tuners, what is claimed of it and what measures that, and how it is drawn.
+"""The experiments: what is trained, under which tuners, what is claimed of it and what measures that, and how it is
+drawn.
 
 What this file teaches: an experiment is data, and is written once. A setting says what is trained; an experiment lists
-tuners on settings and the paper's claims about them. `python -m paper --list` shows them, `python -m paper fig5` runs one.
-A new one is an entry of EXPERIMENTS.
-Read next: results.py, which measures the claims; drawings.py, which draws.
+tuners on settings and the paper's claims about them. `python -m paper --list` shows them, `python -m paper fig5` runs
+one. A new one is an entry of EXPERIMENTS. Read next: results.py, which measures the claims; drawings.py, which draws.
 """
 
 from typing import Callable, NamedTuple
@@ -27,7 +27,8 @@ LAPTOP = {
     "mlp": dict(dataset="cifar10", samples=256, width=256, steps=300),
     "resnet": dict(dataset="cifar10", model="resnet", stem="imagenet", loss="ce", samples=128, width=8, steps=200),
     "mixer": dict(dataset="cifar10", model="mixer", patch=8, loss="ce", samples=128, steps=200),
-    "nanolm": dict(dataset="shakespeare", model="transformer", loss="ce", optimizer="rmsprop", samples=32, width=32, steps=200),
+    "nanolm": dict(dataset="shakespeare", model="transformer", loss="ce", optimizer="rmsprop", samples=32, width=32,
+                   steps=200),
     "vit": dict(dataset="imagenette", model="vit", patch=8, image_size=32, loss="ce", optimizer="rmsprop", samples=128,
                 width=32, steps=200),
     "mnist": dict(dataset="mnist", samples=512, width=64, depth=2, steps=300),
@@ -38,7 +39,7 @@ LAPTOP = {
     "cnn": dict(dataset="cifar10", model="cnn", samples=128, steps=300),
     "rnn": dict(dataset="shakespeare", model="rnn", loss="ce", samples=128, width=64, steps=300),
 }  # fmt: skip
-SPARING = dict(sharpness_every=20, sharpness_tol=0.02, test_samples=256)  # what is measured must not cost more than training
+SPARING = dict(sharpness_every=20, sharpness_tol=0.02, test_samples=256)  # so that training costs more than measuring
 LAPTOP |= {name: LAPTOP[name] | SPARING for name in ("mlp", "resnet", "mixer", "nanolm", "vit", "cnn", "rnn")}
 LAPTOP |= {name: LAPTOP[name] | dict(no_sharpness=True) for name in ("mnist", "batches", "momentum", "rmsprop", "adam")}
 PAPER = LAPTOP | {
@@ -92,7 +93,8 @@ CONSTANT = dict(tuner="constant", lr=lambda grid: grid)
 LINESEARCH, GREEDY, CDAT, FEEDBACK = dict(tuner="linesearch"), dict(tuner="greedy"), cdat(2.0), dict(tuner="feedback")
 WARM = dict(tuner="schedule", decay="constant", warmup=0.2)  # a constant rate, but for how it is entered
 SEARCHES = [dict(tuner="linesearch", slope=slope, slack=slack, grow=grow, shrink=shrink) for shrink in (0.8, 0.9)
-            for grow in (4.0, np.inf) for slope, slack in ((1e-4, 0.0), (0.5, 0.0), (0.0, 0.0), (0.0, 1e-3))]  # fmt: skip
+            for grow in (4.0, np.inf)
+            for slope, slack in ((1e-4, 0.0), (0.5, 0.0), (0.0, 0.0), (0.0, 1e-3))]  # fmt: skip
 SCHEDULES = [dict(tuner="schedule", lr=rates(0.4, 4), warmup=warmup, decay=decay)
              for warmup in (0.05, 0.2) for decay in ("constant", "cosine")]  # fmt: skip
 POLYAK = [dict(tuner="polyak", lr_max=lr_max) for lr_max in (1.0, 100.0)]
@@ -188,7 +190,8 @@ EXPERIMENTS = {
         "8 min", lambda scale: on(["mlp"], scale, CONSTANT, *SEARCHES[:8]), plots.draw,
         about="the linesearch over the paper's grid (`--shrink 0.8`), on the MLP of Figure 1"),
     "fig2": Experiment(
-        "1 min", lambda scale: on(["linear"], scale, CONSTANT, LINESEARCH, GREEDY), drawings.panels("loss", "product"), [
+        "1 min", lambda scale: on(["linear"], scale, CONSTANT, LINESEARCH, GREEDY),
+        drawings.panels("loss", "product"), [
             Claim("2", "linear model: linesearch at most 10 % above the best constant rate", below,
                   ("linesearch", "constant", 1.1)),
             Claim("2", "linear model: greedy likewise", below, ("greedy", "constant", 1.1))]),
@@ -202,7 +205,8 @@ EXPERIMENTS = {
                   ("constant", "product", 1.7, 2.3), "edges")]),
     "fig4": Experiment(
         "1 min", NO_RUNS, drawings.figure_4,
-        [Claim("4", "simplified model: with y fixed below 0 λ runs away", model_of_figure_4)], about="Figures 4 and 10"),
+        [Claim("4", "simplified model: with y fixed below 0 λ runs away", model_of_figure_4)],
+        about="Figures 4 and 10"),
     "fig5": Experiment(
         "11 min", CURVATURE, drawings.panels("loss", "learning_rate"), [
             Claim("5", "CDAT σ = 2 at most 5 % above the tuned constant rate", below,
@@ -222,10 +226,11 @@ EXPERIMENTS = {
         drawings.heat("sigma", "batch_size", split="beta"),
         [Claim("7", "the best σ falls with the batch size", best_sigmas)]),
     "fig8": Experiment(
-        "2 min", mini(CONSTANT, *(dict(tuner="schedule", lr=rates(0.4, 4), decay=decay) for decay in ("cosine", "linear")),
+        "2 min", mini(CONSTANT, dict(tuner="schedule", decay=["cosine", "linear"], lr=rates(0.4, 4)),
                       cdat(2.0, 1.6, 1.2, beta=[0.0, 0.9])),
         drawings.panels("loss", "learning_rate", searched=(*drawings.SEARCHED, "cdat")), [
-            Claim("8", "mini-batches: CDAT gains at most 20 % on the best constant rate", below, ("constant", "CDAT", 1.2)),
+            Claim("8", "mini-batches: CDAT gains at most 20 % on the best constant rate", below,
+                  ("constant", "CDAT", 1.2)),
             Claim("8", "mini-batches: the best schedule beats it", below, ("schedule", "CDAT"))],
         about="Figures 8, 20 and 21, at batches of 64 and 256"),
     "fig9": Experiment(
@@ -255,8 +260,8 @@ EXPERIMENTS = {
             Claim("15", "η = 3/λ is good: at most 10 % above CDAT σ = 2", below, ("exact σ = 3", "CDAT σ = 2", 1.1))]),
     "fig16": Experiment(
         "with fig5", everywhere("cdat"), drawings.panels("greedy_gain"),
-        [Claim("16", "at (nearly) each step the greedy rate lowers the loss most", within, ("CDAT σ = 2", "gain", 0.95, 1),
-               "fig16 tanh")]),
+        [Claim("16", "at (nearly) each step the greedy rate lowers the loss most", within,
+               ("CDAT σ = 2", "gain", 0.95, 1), "fig16 tanh")]),
     "fig17": Experiment(
         "with fig5", CURVATURE, drawings.panels("alignment", "turn"),
         [Claim("17", "successive updates end up opposed (cosine below −0.5)", within, ("CDAT σ = 2", "turn", -1, -0.5),
@@ -293,7 +298,8 @@ EXPERIMENTS = {
         "1 min", NO_RUNS, drawings.overlay,
         about="beyond the paper: does the model (4) predict the next sharpness of a real run?"),
     "feedback": Experiment(
-        "10 min", rivals, drawings.against("CDAT σ = 2"), about="ours: CDAT over the edge and back ends below CDAT σ = 2"),
+        "10 min", rivals, drawings.against("CDAT σ = 2"),
+        about="ours: CDAT over the edge and back ends below CDAT σ = 2"),
     "sensitivity": Experiment(
         "6 min", lambda scale: on(["digits"], scale, *(
             FEEDBACK | dict(sigma_high=high, tolerance=tolerance, average=average, steps=600, sharpness_every=600)

@@ -54,8 +54,9 @@ def unseeded(config):
 
 
 def summary(run, target):
-    """A run as a row of numbers: product, alignment and turn are medians over its second half, rate and sharpness the last
-    values, gain the share of measured steps at which it is positive, reach the first step at which the loss is at target."""
+    """A run as a row of numbers: product, alignment and turn are medians over its second half, rate and sharpness the
+    last values, gain the share of measured steps at which it is positive, reach the first step at which the loss is at
+    target."""
     history, seconds = run.history, run.facts["seconds"]
     half = len(history["step"]) // 2
     median = lambda values: np.nanmedian(values[half:]) if np.isfinite(values[half:]).any() else np.nan
@@ -164,7 +165,7 @@ def matrix(kinds, column="loss", ours="feedback"):
 
 # --------------------------------------------------------------------------------------------------------- claims
 
-# What measures a claim takes kinds of runs and returns triples: the setting, the numbers in words, whether it holds there.
+# What measures a claim takes kinds of runs and returns triples: a setting, the numbers in words, whether it holds.
 
 
 def by_setting(kinds, label, column="loss", best=min):
@@ -222,10 +223,12 @@ def gains(kinds, word, grows=True):
     """Figure 18: the tuned constant rate's loss over that of CDAT σ = 2, by the values of what varies."""
     varied = ("samples", "width", "depth", "weight_decay")
     settings = [{name: vars(kind.config)[name] for name in varied} for kind in kinds]
-    usual = {name: max(of_name, key=of_name.count) for name in varied if (of_name := [setting[name] for setting in settings])}
+    values = {name: [setting[name] for setting in settings] for name in varied}
+    usual = {name: max(of_name, key=of_name.count) for name, of_name in values.items() if of_name}
     ratios = {}
     for value in sorted({setting[word] for setting in settings}):
-        alike = [kind for kind, setting in zip(kinds, settings) if setting == usual | {word: value}]  # but for the tuner
+        wanted = usual | {word: value}  # alike but for the tuner
+        alike = [kind for kind, setting in zip(kinds, settings) if setting == wanted]
         constant, cdat = by_setting(alike, "constant"), by_setting(alike, "CDAT σ = 2")
         ratios |= {value: constant[setting] / cdat[setting] for setting in constant if setting in cdat}
     ordered = [*ratios.values()] == sorted(ratios.values(), reverse=not grows)
@@ -243,13 +246,15 @@ def model_of_figure_9(_):
     """Whether σ = 2 holds λ and y in the model (9), (10)."""
     on_edge, below = (theory.cdat_model(sigma) for sigma in (2, 1.9))
     ends, y = [float(path.sharpness[-1]) for path in (on_edge, below)], float(on_edge.y[-1])
-    return [("model", f"λ from 18 to {ends[0]:.3g} (σ = 2) and {ends[1]:.3g} (σ = 1.9) in 4000 steps", ends[0] < 1.05 * 18),
+    held = f"λ from 18 to {ends[0]:.3g} (σ = 2) and {ends[1]:.3g} (σ = 1.9) in 4000 steps"
+    return [("model", held, ends[0] < 1.05 * 18),
             ("model", f"y ends at {y:.4f} (σ = 2)", abs(y) < 0.05)]  # fmt: skip
 
 
 def logged_cost(_, tuner, low, high):
     """From figures/cost.txt: the time of a tuner's step in constant-rate steps."""
-    rows = re.findall(rf"^\| (\w+) \| {tuner} \| [\d.]+ \| ([\d.]+) \|", (FIGURES / "cost.txt").read_text(), re.MULTILINE)
+    text = (FIGURES / "cost.txt").read_text()
+    rows = re.findall(rf"^\| (\w+) \| {tuner} \| [\d.]+ \| ([\d.]+) \|", text, re.MULTILINE)
     return [(family, f"× {time}", low <= float(time) <= high) for family, time in rows]
 
 
@@ -262,7 +267,8 @@ def verdicts(claims, kinds):
     for claim, experiments in sorted(claims, key=lambda pair: int(pair[0].figure) if pair[0].figure.isdigit() else 99):
         found = claim.measure([kind for name in experiments for kind in kinds(name)], *claim.arguments)
         held = sum(holds for *_, holds in found)
-        verdict = "holds" if held == len(found) else f"holds partly ({held} of {len(found)})" if held else "does not hold"
+        partly = f"holds partly ({held} of {len(found)})" if held else "does not hold"
+        verdict = "holds" if held == len(found) else partly
         settings = [setting for setting, *_ in found]
         short = [setting.split(",")[0] for setting in settings]
         settings = short if len({*short}) == len(short) else settings

@@ -1,42 +1,57 @@
+"""Facts about what is shown of logged runs: read back, told on the way, labelled, compared in a table, drawn."""
+
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 
 import plots
+import tuners
 
-CONFIG = {"tuner": "cdat", "sigma": 2.0, "optimizer": "gd", "status": "done", "seed": 0}
+SETTINGS = {"tuner": "cdat", "sigma": 2.0, "optimizer": "gd", "seed": 0}
+HISTORY = {
+    "step": np.arange(3.0),
+    "loss": np.array([2.5, 2.25, 2.375]),
+    "learning_rate": np.array([0.1, 0.2, 0.3]),
+    "sharpness": np.array([20.0, 4.0, np.nan]),
+    "test_accuracy": np.array([0.25, 0.5, np.nan]),
+}
+RUN = plots.Run(SETTINGS, HISTORY, {"status": "done", "seconds": 7.4})
+NAN = {**HISTORY, "loss": np.array([2.5, 9.0, np.nan])}
+EMPTY = {name: column[:0] for name, column in HISTORY.items()}
 
 
-def write_run(folder, config, rows):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "metrics.csv").write_text("step,loss,learning_rate,sharpness\n" + "".join(rows))
-    return folder
+def like(history=HISTORY, **settings):
+    """A run of other settings."""
+    return plots.Run({**SETTINGS, **settings}, history, RUN.facts)
 
 
 @pytest.fixture
-def run(tmp_path):
-    return write_run(tmp_path / "run", CONFIG, ["0,2.5,0.1,20.0\n", "1,2.25,0.1,nan\n"])
+def folder(tmp_path):
+    """A run folder."""
+    (tmp_path / "run").mkdir()
+    columns = {f"history/{name}": column.astype(np.float32) for name, column in HISTORY.items()}
+    texts = {"settings": json.dumps(SETTINGS), "facts": json.dumps(RUN.facts)}
+    np.savez(tmp_path / "run" / "checkpoint.npz", **texts, **columns, **{"state/0": np.zeros(3)})
+    return tmp_path / "run"
 
 
-def test_a_run_is_read_back_as_its_settings_and_a_column_an_array(run):
-    config, history = plots.load_run(run)
-    assert config == CONFIG
-    assert history["loss"].tolist() == [2.5, 2.25]
-    np.testing.assert_array_equal(history["sharpness"], [20.0, np.nan])
-
-
-def test_a_run_without_rows_has_empty_columns(tmp_path):
-    run = write_run(tmp_path / "empty", CONFIG, [])
-    assert plots.load_run(run)[1]["loss"].shape == (0,)
+def test_a_run_is_read_back_as_its_settings_its_facts_and_a_float64_array_a_column(folder):
+    settings, history, facts = plots.load_run(folder)
+    assert settings == SETTINGS and facts == RUN.facts and list(history) == list(HISTORY)
+    for name, column in HISTORY.items():
+        np.testing.assert_array_equal(history[name], column.astype(np.float32))
+        assert history[name].dtype == float
 
 
 @pytest.mark.parametrize("optimizer, edge", [("gd", 2), ("rmsprop", 2), ("momentum", 3.8), ("adam", 38)])
 def test_the_edge_is_that_of_the_optimizer_by_a_simulated_quadratic(optimizer, edge):
-    config = {"optimizer": optimizer, "momentum": 0.9, "beta1": 0.9}
-    assert plots.edge(config) == pytest.approx(edge)
+    assert plots.edge({"optimizer": optimizer, "momentum": 0.9, "beta1": 0.9}) == pytest.approx(edge)
 
     def end(product):  # |x| after 3000 steps on ½ λ x² with ηλ = product and a fixed preconditioner of 1
         x, m = 1.0, 0.0
@@ -46,6 +61,52 @@ def test_the_edge_is_that_of_the_optimizer_by_a_simulated_quadratic(optimizer, e
         return abs(x)
 
     assert end(0.99 * edge) < 1e-3 and end(1.01 * edge) > 10
+
+
+# ---- Told on the way
+
+
+def row(step, rate, sharpness=np.nan, loss=1.2345e-5):
+    return {"step": step, "loss": np.float32(loss), "learning_rate": np.float32(rate), "sharpness": np.float32(sharpness)}
+
+
+def test_the_line_on_a_terminal_renews_itself_within_eighty_columns_up_to_a_million_slow_steps(capsys, monkeypatch):
+    seconds = iter([0, 0, 15, 59880, 1e7, 1e7])
+    monkeypatch.setattr(plots.time, "time", lambda: next(seconds))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    report = plots.progress(1_000_000)
+    report([])
+    for done in 1, 500_001, 500_001, 500_001, 1_000_000:
+        report([row(done - 1, 1.2345e-5, -1.0e-3)])
+    start, first, soon, late, later, last = lines = capsys.readouterr().out.split("\r")[1:]
+    assert {len(line.rstrip("\n")) for line in lines} == {79} and [line[-1] == "\n" for line in lines] == [*5 * [False], True]
+    assert start.strip() == "░░░░░compiling ..."
+    assert first.strip() == "░░░░░     1/1000000 loss 1.234e-05 rate 1.23e-05 product -1.23e-08"
+    assert soon.startswith("██░░░500001/1000000") and last.startswith("█████1000000/1000000")
+    times = [line.split(", ")[1].strip() for line in (soon, late, later, last)]
+    assert times == ["15 s left", "17 h left", "2778 h left", "0 s left"]
+
+
+def test_elsewhere_a_line_for_each_tenth_tells_the_rate_and_product_of_one_step_the_last_measured(capsys, monkeypatch):
+    monkeypatch.setattr(plots.time, "time", lambda: 0)
+    report = plots.progress(1_000_000)
+    report([])
+    report([row(0, 0.5, 4.0), row(1, 0.125, 8.0), row(2, 9.0)])
+    for step in 100_000, 150_000, 300_000:
+        report([row(step, 7.0)])
+    start, *lines = capsys.readouterr().out.splitlines()
+    assert start == "compiling ..." and [line.split("/")[0].strip() for line in lines] == ["100001", "300001"]
+    assert all("rate 0.125    product 1" in line and len(line) <= 80 for line in lines)
+
+
+def test_without_a_measured_sharpness_the_rate_is_the_last_and_there_is_no_product_and_no_nan(capsys):
+    report = plots.progress(2)
+    report([row(0, 0.5), row(1, 0.25)])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "rate 0.25" in line and "product" not in line and "nan" not in line
+
+
+# ---- Compared
 
 
 def test_labels_name_the_tuner_and_only_what_differs():
@@ -59,81 +120,99 @@ def test_labels_name_the_tuner_and_only_what_differs():
     assert plots.labels(searches) == ["linesearch, slope 0.0001", "linesearch, slope 0.5", "greedy"]
 
 
+def test_runs_are_compared_by_the_mean_loss_of_their_last_five_steps():
+    assert plots.final_loss({"loss": np.array([9.0, 1, 2, 3, 4, 5])}) == 3
+    assert plots.final_loss({"loss": np.array([1.0, np.nan])}) == np.inf
+
+
+def test_the_table_has_what_was_last_measured_marks_the_best_run_and_says_what_diverged():
+    better = like({**HISTORY, "loss": HISTORY["loss"] / 2}, tuner="constant", lr=0.1)
+    worse = like(NAN, tuner="greedy", seed=1)
+    header, first, best, last, diverged = lines = plots.table([RUN, better, worse])
+    assert header.split() == "run loss raised rate sharpness product test time".split()
+    assert first.split() == "CDAT σ = 2, seed 0 2.375 1 0.2 4 0.8 50.0% 7 s".split()
+    assert best.split() == "constant 0.1, seed 0 * 1.188 1 0.2 4 0.8 50.0% 7 s".split()
+    assert last.split() == "greedy, seed 1 inf 1 0.2 4 0.8 50.0% 7 s".split()
+    assert diverged == "greedy, seed 1 diverged: its loss is not finite at step 2" and max(map(len, lines)) <= 80
+    assert "*" not in "".join(plots.table([RUN]) + plots.table([worse, worse]))
+
+
+# ---- Drawn
+
+
 @pytest.fixture
 def figure(monkeypatch):
-    """What was drawn last."""
-    seen = {}
-    monkeypatch.setattr(plots.plt, "close", lambda figure: seen.update(figure=figure))
-    return lambda: seen["figure"]
+    """What a call of `draw` with these runs would save."""
+    saved = []
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+
+    def figure(*runs):
+        plots.draw(list(runs), "figure.png")
+        return saved[-1]
+
+    return figure
 
 
-def test_a_figure_of_one_setting_has_a_line_for_each_kind_of_run_its_band_and_its_edge(run, tmp_path, figure):
-    config, history = plots.load_run(run)
-    higher = history | {"loss": 2 * history["loss"]}
-    other = {**config, "tuner": "greedy", "status": "diverged"}
-    plots.draw([(config, history), ({**config, "seed": 1}, higher), (other, history)], tmp_path / "f.png")
-    assert [text.get_text() for text in figure().legends[0].get_texts()] == ["CDAT σ = 2", "greedy"]
-    loss, rate, sharpness, product = figure().axes
+def test_a_figure_of_one_setting_has_a_line_for_each_kind_of_run_its_band_and_its_edge(figure):
+    higher = like({**HISTORY, "loss": 2 * HISTORY["loss"]}, seed=1)
+    drawn = figure(RUN, higher, like(NAN, tuner="greedy"))
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["CDAT σ = 2", "greedy"]
+    loss, rate, sharpness, product = drawn.axes
     assert loss.get_yscale() == rate.get_yscale() == "log"
     assert [text.get_text() for text in product.texts] == ["edge 2"]
     assert [line.get_marker() for line in loss.lines] == ["None", "x", "None"]  # where greedy diverged
-    np.testing.assert_allclose(loss.lines[0].get_ydata(), 1.5 * history["loss"])  # the median of the seeds
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), 1.5 * HISTORY["loss"])  # the median of the seeds
     assert loss.collections[0].get_datalim(loss.transData).height == pytest.approx(5 - 2.25)  # from lowest to highest
     assert tuple(loss.lines[0].get_color()) == matplotlib.colors.to_rgb(plots.COLORS["cdat"])
-    np.testing.assert_allclose(product.lines[0].get_ydata(), [2.0])  # ηλ where λ was measured
-    assert (tmp_path / "f.png").read_bytes()[1:4] == b"PNG"
+    np.testing.assert_allclose(product.lines[0].get_ydata(), [2.0, 0.8])  # ηλ where λ was measured
 
 
-def test_a_run_whose_rates_are_all_zero_or_that_has_no_rows_is_drawn(run, tmp_path):
-    config, history = plots.load_run(run)
-    for nothing in (history | {"learning_rate": 0 * history["loss"]}, {key: values[:0] for key, values in history.items()}):
-        plots.draw([(config, nothing)], tmp_path / "f.png")
-        plots.draw([(config | {"status": "diverged"}, nothing)], tmp_path / "f.png")
+@pytest.mark.parametrize("history", [{**HISTORY, "learning_rate": np.zeros(3)}, EMPTY], ids=["zero rates", "no rows"])
+def test_a_run_whose_rates_are_all_zero_or_that_has_no_rows_is_drawn(history, figure, recwarn):
+    assert len(figure(like(history)).axes) == 4 and not recwarn
 
 
-def test_runs_of_several_settings_are_columns_each_with_its_own_edge(run, tmp_path, figure):
-    config, history = plots.load_run(run)
-    adam = {**config, "optimizer": "adam", "beta1": 0.9}
-    plots.draw([(config, history), (adam, history)], tmp_path / "f.png")
-    assert len(figure().axes) == 8
-    assert [text.get_text() for axis in figure().axes[-2:] for text in axis.texts] == ["edge 2", "edge 38"]
+def test_runs_of_several_settings_are_columns_each_with_its_own_edge(figure):
+    axes = figure(RUN, like(optimizer="adam", beta1=0.9)).axes
+    assert len(axes) == 8
+    assert [text.get_text() for axis in axes[-2:] for text in axis.texts] == ["edge 2", "edge 38"]
 
 
-def test_kinds_of_runs_of_one_tuner_have_shades_of_its_colour(run, tmp_path, figure):
-    config, history = plots.load_run(run)
-    plots.draw([({**config, "sigma": sigma}, history) for sigma in (2.0, 1.9, 2.1)], tmp_path / "f.png")
-    lines = figure().axes[0].lines
+def test_kinds_of_runs_of_one_tuner_have_shades_of_its_colour_and_a_new_tuner_has_one_that_is_free(figure):
+    lines = figure(*(like(sigma=sigma) for sigma in (2.0, 1.9, 2.1))).axes[0].lines
     assert len({tuple(line.get_color()) for line in lines}) == len({line.get_linestyle() for line in lines}) == 3
+    assert set(plots.COLORS) <= set(tuners.TUNERS)
+    colors = [plots.look(tuner, 0)[0] for tuner in [*plots.COLORS, "a new one"]]
+    assert len(set(colors)) == len(colors)
 
 
-def test_every_tuner_has_a_colour_of_its_own():
-    import tuners
-
-    assert set(tuners.TUNERS) <= set(plots.COLORS)
-    assert len(set(plots.COLORS.values())) == len(plots.COLORS)
+# ---- The command line
 
 
-def test_the_command_line_overlays_runs_and_says_where(run, tmp_path, capsys):
-    plots.main([str(run), str(run), "-o", str(tmp_path / "two.png")])
-    assert capsys.readouterr().out.strip() == str(tmp_path / "two.png")
-    assert (tmp_path / "two.png").exists()
+def test_the_command_line_prints_the_table_of_what_are_runs_and_draws_them_without_pyplot(folder):
+    code = "import sys, plots; plots.main(sys.argv[1:]); print('matplotlib.pyplot' in sys.modules, 'jax' in sys.modules)"
+    (folder.parent / "overlay.png").write_text("")
+    names = [str(path) for path in (folder, folder, folder.parent / "overlay.png", folder.parent / "nothing")]
+    environment = os.environ | {"PYTHONPATH": str(Path(plots.__file__).parent)}
+    out = subprocess.check_output([sys.executable, "-c", code, *names, "-o", "two.svg"], text=True, env=environment,
+                                  cwd=folder.parent).splitlines()  # fmt: skip
+    assert out == plots.table(2 * [plots.load_run(folder)]) + ["figure: two.svg", "False False"]
+    assert "<svg" in (folder.parent / "two.svg").read_text()
 
 
-@pytest.mark.parametrize("broken", ["no config", "cut config", "no settings", "cut row", "no text", "not a folder"])
-def test_a_broken_run_is_one_line_that_names_it(run, tmp_path, capsys, broken):
-    if broken == "no config":
-        (run / "config.json").unlink()
-    elif broken == "cut config":
-        (run / "config.json").write_text('{"tuner": "cd')
+@pytest.mark.parametrize("broken", ["no checkpoint", "cut", "no settings", "a pickle", "not a folder"])
+def test_a_broken_run_is_one_line_that_names_it(folder, tmp_path, capsys, broken):
+    file = folder / "checkpoint.npz"
+    if broken == "no checkpoint":
+        file.unlink()
+    elif broken == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
     elif broken == "no settings":
-        (run / "config.json").write_text("{}")
-    elif broken == "no text":
-        (run / "metrics.csv").write_bytes(b"step,loss\n\xff")
-    elif broken == "cut row":
-        (run / "metrics.csv").write_text("step,loss,learning_rate,sharpness\n0,2.5,0.1,20.0\n1,2.")
-    folder = run / "config.json" if broken == "not a folder" else run
+        np.savez(file, facts="{}", **HISTORY)
+    elif broken == "a pickle":
+        np.savez(file, settings=np.array({}), facts="{}", **HISTORY)
     with pytest.raises(SystemExit) as end:
-        plots.main([str(folder), "-o", str(tmp_path / "f.png")])
+        plots.main([str(file if broken == "not a folder" else folder), "-o", str(tmp_path / "f.png")])
     message = capsys.readouterr().err
-    assert end.value.code == 2 and message.count("\n") == 1 and str(run) in message
+    assert end.value.code == 2 and message.count("\n") == 1 and str(folder) in message
     assert not (tmp_path / "f.png").exists()

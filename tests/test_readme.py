@@ -48,12 +48,12 @@ def test_every_experiment_they_name_exists_and_every_experiment_is_named():
 
 
 def test_the_first_two_commands_are_what_the_ci_runs():
-    assert BLOCKS[0] == "pip install -r requirements.txt && python train.py --tuner cdat --sigma 2"
-    assert BLOCKS[1] == "python -m pytest"
+    first_two = ["pip install -r requirements.txt && python train.py --tuner cdat --sigma 2", "python -m pytest"]
+    assert BLOCKS[0].splitlines() == first_two
     script = (ROOT / ".ci" / "run").read_text()
     listed = re.search(r"awk '([^']+)'", script)[1]
     lines = subprocess.run(["awk", listed, ROOT / "README.md"], capture_output=True, text=True, check=True).stdout
-    assert lines.splitlines()[:2] == BLOCKS[:2]
+    assert lines.splitlines()[:2] == first_two
 
 
 def test_the_tables_of_the_report_are_those_of_the_committed_results():
@@ -74,7 +74,7 @@ def test_the_whole_thing_in_forty_lines_is_that_and_prints_what_the_readme_shows
     printed = capsys.readouterr().out.splitlines()
     shown = re.search(re.escape(CODE[0]) + r".*?```text\n(.*?)```", TEXTS["."], re.DOTALL)[1].splitlines()
     numbers = lambda line: [float(number) for number in re.findall(r"[\d.]+", line)]
-    assert len(printed) == len(shown) == 5
+    assert len(printed) == len(shown) == 3
     for ours, theirs in zip(printed, shown):  # later lines part ways from machine to machine
         assert numbers(ours) == pytest.approx(numbers(theirs), rel=0.2)
     assert numbers(printed[0]) == pytest.approx(numbers(shown[0]), rel=1e-3)

@@ -119,6 +119,11 @@ def test_power_iteration_finds_the_eigenvalue_of_largest_magnitude(values, dtype
         assert true_residual(matrix, top) == pytest.approx(top.residual, abs=1e-5)
 
 
+def test_the_sharpness_is_algebraic_too():
+    w = jnp.ones(4)
+    assert sharpness.sharpness(lambda w: w[0] ** 2 - 3 * w[1] ** 2, w, w).value == pytest.approx(2, rel=1e-3)
+
+
 def test_a_warm_start_on_an_eigenvector_that_is_no_longer_the_top_one_leaves_it():
     assert top_of(np.diag([1.0, 4.0]), start=[1.0, 0.0]).value == pytest.approx(4, rel=1e-3)
     assert top_of(np.diag([-9.0, 4, 1, -2]), start=[0.0, 0, 7, 0]).value == pytest.approx(4, rel=1e-3)
@@ -145,7 +150,8 @@ def preconditioned(w, scale, v):
     return scaled(sharpness.hvp(lambda w: loss(w, FULL[0]), w, scaled(v)))
 
 
-@pytest.mark.parametrize("name, numbers", [("rmsprop", {}), ("adam", {}), ("adam", {"beta2": 0.9, "eps": 0.01})])
+@pytest.mark.parametrize("numbers", [{}, {"beta2": 0.9, "eps": 0.01}], ids=["default", "other"])
+@pytest.mark.parametrize("name", ["rmsprop", "adam"])
 def test_preconditioned_sharpness_is_that_of_the_dense_matrix(name, numbers):
     batches = [FULL[0]] * 30
     last = train_by_hand(batches, lambda gs: DIRECTIONS[name](gs, **numbers), lambda past: 0.02)[-1]

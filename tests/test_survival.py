@@ -1,10 +1,12 @@
 """What happens to a run: killed, interrupted, disturbed, out of disk, resumed; and what bad input is answered."""
 
 import errno
+import io
 import json
 import os
 import pickle
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -33,15 +35,21 @@ def same_run(a, b):
             np.testing.assert_array_equal(first[name], second[name])
 
 
-def rewrite(folder, **new):
-    """Changes members of the only checkpoint there; a dict changes settings or facts in part."""
-    file = one(folder) / "checkpoint.npz"
-    with np.load(file) as saved:
-        members = {name: saved[name] for name in saved.files}
-    for name, value in new.items():
-        members[name] = json.dumps(json.loads(str(members[name])) | value) if isinstance(value, dict) else value
-    with open(file, "wb") as stream:
-        np.savez(stream, **members)
+def changed(**new):
+    """A checkpoint's bytes -> the same with other members: None leaves one out, a dict changes settings or facts in part."""
+
+    def change(whole):
+        with np.load(io.BytesIO(whole)) as saved:
+            members = {name: saved[name] for name in saved.files} | new
+        for name, value in new.items():
+            if isinstance(value, dict):
+                with np.load(io.BytesIO(whole)) as saved:
+                    members[name] = json.dumps(json.loads(str(saved[name])) | value)
+        stream = io.BytesIO()
+        np.savez(stream, **{name: value for name, value in members.items() if value is not None})
+        return stream.getvalue()
+
+    return change
 
 
 def stop(folder, **given):
@@ -162,7 +170,8 @@ def test_a_run_in_a_thread_stops_when_it_is_told_to_and_is_neither_repeated_nor_
 
 def test_a_checkpoint_of_other_settings_is_refused_with_the_fields_that_differ(flags, tmp_path, capsys):
     stop(tmp_path)
-    rewrite(tmp_path, settings={"sigma": 1.5})
+    file = one(tmp_path) / "checkpoint.npz"
+    file.write_bytes(changed(settings={"sigma": 1.5})(file.read_bytes()))
     assert "--sigma 1.5" in refused(capsys, *flags, "--resume")
 
 
@@ -176,7 +185,8 @@ def test_a_checkpoint_of_other_data_or_of_another_network_or_precision_is_refuse
     monkeypatch.setattr(data, "load", lambda *args, **options: load(*args, **options)._replace(y=np.zeros(64, np.int32)))
     assert "checkpoint.npz: of other data; give --overwrite" in refused(capsys, *flags, "--resume")
     monkeypatch.undo()
-    rewrite(tmp_path, **{"state/0": np.zeros(3, np.float32)})
+    file = one(tmp_path) / "checkpoint.npz"
+    file.write_bytes(changed(**{"state/0": np.zeros(3, np.float32)})(file.read_bytes()))
     assert "checkpoint.npz: of other network or precision; give --overwrite" in refused(capsys, *flags, "--resume")
 
 
@@ -234,39 +244,43 @@ def test_whatever_is_done_to_the_exports_the_run_is_shown_and_resumed_as_if_noth
     assert json.loads((one(tmp_path / "run") / "config.json").read_text())["steps"] == 12
 
 
-def test_whatever_is_wrong_in_a_checkpoint_is_one_line_that_names_it_and_overwrite_starts_again(flags, tmp_path, capsys):
+def flipped(at, byte, after=b"PK\x01\x02"):  # an entry of the archive's directory
+    def flip(whole):
+        k = whole.index(after) + at
+        return whole[:k] + bytes([byte]) + whole[k + 1 :]
+
+    return flip
+
+
+BROKEN = {
+    **{f"cut at {k}/8": lambda whole, k=k: whole[: len(whole) * k // 8] for k in range(8)},
+    "the last byte cut": lambda whole: whole[:-1],
+    "text": lambda whole: b"text\n",
+    "a pickle": lambda whole: pickle.dumps({"settings": {}}),
+    "encrypted": flipped(8, 1),
+    "encrypted in another way": flipped(8, 64),
+    "an unknown compression": flipped(10, 99),
+    "an entry that lies nowhere": flipped(42, 255),
+    "a pickle as settings": changed(settings=np.array({"a": 1}, object)),
+    "text as settings": changed(settings="text"),
+    "text as steps": changed(settings={"steps": "three"}),
+    "no facts": changed(facts=None),
+    "no status": changed(facts="{}"),
+    "no loss": changed(**{"history/loss": None}),
+    "no state": changed(**{"state/0": None}),
+    "a flipped state": flipped(300, 99, b"state/0.npy"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_in_a_checkpoint_is_one_line_that_names_it_and_overwrite_starts_again(flags, tmp_path, capsys, name):
     train.main([*flags, "--steps", "6"])
     capsys.readouterr()
     file = one(tmp_path) / "checkpoint.npz"
-    whole = file.read_bytes()
-    with np.load(file) as saved:
-        members = {name: saved[name] for name in saved.files}
-
-    def flipped(at, byte):
-        return whole[:at] + bytes([byte]) + whole[at + 1 :]
-
-    def archive(**changed):
-        rewrite(tmp_path, **changed)
-        content = file.read_bytes()
-        file.write_bytes(whole)
-        return content
-
-    entry, state = whole.index(b"PK\x01\x02"), whole.index(b"state/0.npy") + 200
-    broken = [whole[: len(whole) * k // 8] for k in range(8)] + [whole[:-1], b"text\n", pickle.dumps(members)]
-    for at, byte in (8, 1), (8, 64), (10, 99), (42, 255):  # encrypted, twice; an unknown compression; nowhere
-        broken.append(flipped(entry + at, byte))
-    broken.append(archive(settings=np.array({"a": 1}, object)))
-    broken.append(archive(settings="text"))
-    broken.append(archive(settings={"steps": "three"}))
-    broken += [flipped(state, whole[state] ^ 1)]
-    for content in broken:
-        file.write_bytes(content)
-        for more in ["--steps", "6"], ["--resume"]:
-            message = refused(capsys, *flags, *more)
-            assert str(file) in message and "--overwrite" in message
-        assert file.read_bytes() == content
-    for name in "settings", "facts", "history/loss":
-        pass
+    file.write_bytes(BROKEN[name](file.read_bytes()))
+    for more in (["--resume"],) if name.endswith("state") else (["--steps", "6"], ["--resume"]):  # it is shown without
+        message = refused(capsys, *flags, *more)
+        assert str(file) in message and "--overwrite" in message
     train.main([*flags, "--overwrite"])
     assert rows(tmp_path) == 12
 
@@ -342,75 +356,47 @@ def test_a_run_that_is_killed_under_overwrite_before_its_first_log_leaves_no_old
 # ---- Bad input
 
 WHOLE = "samples seed batch-size chunk-size steps log-every sharpness-every sharpness-samples width depth".split()
-HUGE = {"cdat": ["sigma", "weight-decay"], "constant": ["lr"], "linesearch": ["slack", "grow", "lr-max"],
-        "feedback": ["sigma-high", "tolerance"]}  # fmt: skip
-BAD = [  # (flags, what the line must name)
-    *[([f"--{name}", value], f"--{name}") for name in ("samples", "seed", "batch-size", "chunk-size", "steps", "log-every",
-      "sharpness-every", "sharpness-samples", "width", "depth") for value in ("-1", "x", "1.5", "nan", "99999999999999")],
-    *[([f"--{name}", value], f"--{name}") for name in ("sigma", "beta", "weight-decay", "sharpness-tol")
-      for value in ("-0.1", "nan", "inf", "x", "")],
-    *[(["--tuner", "linesearch", f"--{name}", value], f"--{name}") for name, value in (("slope", "1"), ("slack", "-1"),
-      ("shrink", "1"), ("shrink", "0"), ("grow", "1"), ("grow", "nan"), ("lr-max", "0"), ("lr-max", "inf"))],
-    *[(["--tuner", "schedule", f"--{name}", value], f"--{name}") for name, value in (("warmup", "1"), ("decay", "x"))],
-    *[(["--optimizer", "adam", f"--{name}", "1"], f"--{name}") for name in ("beta1", "beta2")],
-    *[(["--optimizer", name, "--eps", value], "--eps") for name in ("adam", "rmsprop") for value in ("0", "-1", "1e300")],
-    *[(["--optimizer", "momentum", "--momentum", value], "--momentum") for value in ("1", "-0.1", "nan")],
-    *[(["--tuner", "hypergradient", "--hyper-rate", value], "--hyper-rate") for value in ("1.1", "-1", "nan")],
-    *[(["--tuner", "feedback", f"--{name}", value], f"--{name}") for name, value in (("sigma-high", "0.9"),
-      ("sigma-high", "inf"), ("tolerance", "-1"), ("tolerance", "nan"), ("average", "1"), ("average", "-0.1"))],
-    *[(["--tuner", tuner, f"--{name}", "1e300"], f"--{name}") for tuner, names in HUGE.items() for name in names],
-    *[(["--dataset", "imagenette", "--image-size", value], "--image-size") for value in ("0", "1025", "x")],
-    *[(["--model", "vit", "--patch", value], "patch") for value in ("-1", "3", "4097", "x")],
-    *[(["--test-samples", value], "--test-samples") for value in ("-1", "x", "1.5")],
-    *[([f"--{name}", value], f"--{name}") for name, value in (("coordinator", "host:1"), ("processes", "2"), ("process", "1"))],
-    (["--model", "resnet", "--stem", "large"], "--stem"),
-    (["--stem", "small"], "--stem"),
-    (["--patch", "4"], "--patch"),
-    (["--resume", "--overwrite"], "--resume contradicts --overwrite"),
-    (["--seed", "2147483648"], "--seed"),
-    (["--model", "cnn", "--depth", "101"], "--depth"),
-    (["--model", "cnn", "--depth", "100"], "--depth"),
-    (["--width", "65536", "--depth", "100"], "--depth"),
-    (["--batch-size", "16", "2000"], "--batch-size is 2000"),
-    (["--tuner", "constant", "--lr", "0.1", "0"], "--lr"),
-    (["--seed", "0", "-1"], "--seed"),
-    *[([f"--{name}", "x"], f"--{name}") for name in ("dataset", "model", "preset", "loss", "optimizer", "tuner", "norm",
-      "activation", "precision")],
-    (["--eps", "1e-8"], "--eps"),
-    (["--momentum", "0.9"], "--momentum"),
-    (["--lr", "0.1"], "--lr"),
-    (["--tuner", "greedy", "cdat", "--lr", "0.1"], "--lr"),
-    (["--tuner", "greedy", "--beta", "0.9"], "--beta"),
-    (["--hyper-rate", "0.1"], "--hyper-rate"),
-    (["--image-size", "64"], "--image-size"),
-    (["--norm", "layer"], "--norm"),
-    (["--model", "linear", "--width", "3"], "--width"),
-    (["--model", "resnet", "--activation", "tanh"], "--activation"),
-    (["--dataset", "pydocs", "--model", "rnn", "--standardize"], "--standardize"),
-    (["--dataset", "pydocs"], "mlp"),
-    (["--model", "transformer"], "transformer"),
-    (["--model", "resnet", "--depth", "11"], "depth"),
-    (["--preset", "resnet34", "--model", "cnn"], "--preset"),
-    (["--preset", "resnet34", "--depth", "18"], "--depth"),
-    (["--preset", "nanolm"], "transformer"),
-    (["--preset", "vit-ti32"], "patch"),
-    (["--samples", "1438"], "1438"),
-    (["--batch-size", "1025"], "--batch-size"),
-    (["--data-dir", "no/such"], "no/such"),
-    (["--dataset", "cifar10", "--data-dir", __file__], __file__),
-    (["--sigma"], "--sigma"),
-    (["--steps", "3", "4"], "4"),
-    (["--unknown"], "--unknown"),
-    (["word"], "word"),
-    (["--resum"], "--resum"),
-    (["--out", __file__], __file__),
+WRONG = [  # flags, of which the last is the culprit, and what each of its values is wrong for
+    *[(f"--{name}", "-1 x 1.5 nan 99999999999999") for name in WHOLE],
+    *[(f"--{name}", "-0.1 nan inf x ''") for name in ("sigma", "beta", "weight-decay", "sharpness-tol")],
+    *[(f"--{name}", "x") for name in ("dataset", "model", "preset", "loss", "optimizer", "tuner", "norm", "activation")],
+    *[(f"--{name}", "0") for name in ("width", "depth", "steps", "log-every", "sharpness-every", "sharpness-tol")],
+    *[(f"--{name}", "1") for name in ("precision", "coordinator", "processes", "process", "no-cache", "unknown", "resum")],
+    *[(f"--optimizer {name} --eps", "0 -1 1e300") for name in ("adam", "rmsprop")],
+    ("--seed", "2147483648 '0 -1'"), ("--beta", "1"), ("--steps", "1e3"), ("--ste", "5"), ("--sigma", "'2 -1' 1e300"),
+    ("--weight-decay", "1e300"), ("--test-samples", "-1 x 1.5"), ("--batch-size", "1025 '16 2000'"),
+    ("--tuner linesearch --slope", "1"), ("--tuner linesearch --slack", "-1 1e300"),
+    ("--tuner linesearch --shrink", "1 0"), ("--tuner linesearch --grow", "1 nan 1e300"),
+    ("--tuner linesearch --lr-max", "0 inf 1e300"), ("--tuner constant --lr", "nan 0 1e300 '0.1 0'"),
+    ("--tuner schedule --warmup", "1"), ("--tuner schedule --decay", "x"), ("--tuner exact --iterations", "0 1.5"),
+    ("--tuner hypergradient --hyper-rate", "1.1 -1 nan"), ("--tuner feedback --sigma-high", "0.9 inf 1e300"),
+    ("--tuner feedback --tolerance", "-1 nan 1e300"), ("--tuner feedback --average", "1 -0.1"),
+    ("--optimizer momentum --momentum", "1 -0.1 nan"), ("--optimizer adam --beta1", "1"),
+    ("--optimizer adam --beta2", "1"), ("--dataset imagenette --image-size", "0 1025 x"),
+    ("--model resnet --stem", "large"), ("--model cnn --depth", "101 100"), ("--width 65536 --depth", "100"),
+    # what applies to nothing that was chosen
+    ("--tuner greedy --sigma", "2"), ("--tuner greedy --beta", "0.9"), ("--lr", "0.1"), ("--hyper-rate", "0.1"),
+    ("--tuner greedy cdat --lr", "0.1"), ("--eps", "1e-8"), ("--momentum", "0.9"), ("--image-size", "64"),
+    ("--norm", "layer"), ("--stem", "small"), ("--patch", "4"), ("--model linear --depth", "3"),
+    ("--model linear --width", "3"), ("--model resnet --activation", "tanh"),
+    ("--preset mlp-fig15 --width", "3"), ("--preset resnet34 --depth", "18"),
+]  # fmt: skip
+BAD = [(f"{flags} {value}", flags.split()[-1]) for flags, values in WRONG for value in re.findall(r"''|'.+?'|\S+", values)] + [
+    ("--batch-size 16 2000", "--batch-size is 2000"), ("--samples 5000", "5000 samples"), ("--samples 1438", "1438"),
+    ("--resume --overwrite", "--resume contradicts --overwrite"), ("--tuner", "--tuner"), ("--sigma", "--sigma"),
+    ("--preset resnet34 --model mlp", "--preset"), ("--preset resnet34 --model cnn", "--preset"),
+    ("--preset nanolm", "transformer"), ("--preset vit-ti32", "patch"), ("--dataset pydocs", "mlp"),
+    ("--model rnn", "rnn"), ("--model transformer", "transformer"), ("--model resnet --depth 11", "depth"),
+    *[(f"--model vit --patch {value}", "patch") for value in ("-1", "3", "4097", "x")],
+    ("--dataset pydocs --model rnn --standardize", "--standardize"), ("--steps 3 4", "4"), ("word", "word"),
+    ("--data-dir no/such/folder", "no/such/folder"), (f"--dataset cifar10 --data-dir {__file__}", __file__),
+    (f"--out {__file__}", __file__), ("--distributed a b", "--distributed"), ("--distributed a:1 x 0", "--distributed"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("flags, culprit", BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
-def test_bad_input_is_one_line_that_names_the_culprit_and_leaves_nothing_behind(capsys, tmp_path, flags, culprit):
-    out = [] if "--out" in flags else ["--out", str(tmp_path / "runs")]
-    assert culprit in refused(capsys, *out, *flags)
+@pytest.mark.parametrize("line, culprit", BAD)
+def test_bad_input_is_one_line_that_names_the_culprit_and_leaves_nothing_behind(capsys, tmp_path, line, culprit):
+    assert culprit in refused(capsys, "--out", str(tmp_path / "runs"), *shlex.split(line))
     assert not (tmp_path / "runs").exists()
 
 
