@@ -167,8 +167,8 @@ def mean_over_chunks(fn, size):
     """fn(w, batch) averaged over chunks of the batch of `size` samples: memory for one chunk, time for all.
 
     For any fn that is a mean (not a sum) over samples and returns a pytree: a loss, jax.value_and_grad of it, a
-    Hessian-vector product. Wrap it *around* those: the gradient of a chunked loss keeps no chunk's activations
-    either, but computes them again. A smaller last chunk is weighted by its size; size 0 means the whole batch.
+    Hessian-vector product. Wrap it *around* those: the gradient of a chunked loss saves as much memory, but has to
+    compute each chunk's activations a second time. A smaller last chunk is weighted by its size; size 0 means the whole batch.
     ValueError unless all arrays of the batch have the samples along axis 0: bind keys and the like in fn.
 
     >>> mean = lambda w, x: w * jnp.mean(x)
@@ -194,7 +194,8 @@ def mean_over_chunks(fn, size):
         def add(total, start):
             return jax.tree.map(jnp.add, total, share(start, size)), None
 
-        last = share(n - (n % size or size), n % size or size)
+        rest = n % size or size  # of the last chunk, which is where the sum starts
+        last = share(n - rest, rest)
         return jax.lax.scan(add, last, size * jnp.arange((n - 1) // size))[0]
 
     return mean

@@ -63,7 +63,7 @@ def train(config, report=lambda rows: None, stopped=lambda: False):
     n, size = len(dataset.x), config.batch_size or len(dataset.x)
     if size > n:
         raise ValueError(f"--batch-size is {size}; there are {n} training samples")
-    run, numbers = compiled(kind_of(config), dataset.x.shape[1:], dataset.classes), numbers_of(config)
+    jitted, numbers = compiled(kind_of(config), dataset.x.shape[1:], dataset.classes), numbers_of(config)
     if n % size:
         print(f"batches of {size} drop {n % size} of {n} samples in each epoch")
     split, whole = gd.over_devices(size)  # how a batch lies on the devices, and all else
@@ -72,34 +72,34 @@ def train(config, report=lambda rows: None, stopped=lambda: False):
     samples = jax.device_put((dataset.x, dataset.y), whole if config.batch_size else split)
     some = jax.tree.map(lambda a: a[: config.sharpness_samples or n], samples)  # that the sharpness is measured on
     held_out = jax.device_put((dataset.x_test, dataset.y_test), whole)
-    batch_of = lambda t: jax.device_put(gd.batch(t, n, size, config.seed), split) if config.batch_size else None
+    indices_of = lambda t: jax.device_put(gd.batch(t, n, size, config.seed), split) if config.batch_size else None
 
     with owned(config), jax.default_matmul_precision(MATMUL_PRECISION):
-        carry = run.init(config.seed, numbers)
+        carry = jitted.init(config.seed, numbers)
         v = jax.tree.map(jnp.ones_like, carry.w)  # where the first search for the top eigenvector starts
-        columns = jax.eval_shape(run.step, carry, samples, batch_of(0), numbers)[1]
-        columns |= jax.eval_shape(run.measure, carry.w, carry, 1.0, v, samples, batch_of(0), held_out, numbers)
+        columns = jax.eval_shape(jitted.step, carry, samples, indices_of(0), numbers)[1]
+        columns |= jax.eval_shape(jitted.measure, carry.w, carry, 1.0, v, samples, indices_of(0), held_out, numbers)
         history, state, facts = begin(config, columns, (carry, v), dataset)
         carry, v = jax.device_put(state, whole)
         started, waiting = time.time() - facts["seconds"], []
         report([])
         for t in range(len(history["step"]), config.steps):
-            batch, w = batch_of(t), carry.w
-            carry, metrics = run.step(carry, samples, batch, numbers)
+            indices, w = indices_of(t), carry.w
+            carry, metrics = jitted.step(carry, samples, indices, numbers)
             row = {"step": t, **metrics}
-            if t % config.sharpness_every == 0:  # at w, before the step
+            if t % config.sharpness_every == 0:  # at w, before the step, whose direction u the new carry holds
                 lam = math.nan
                 if not config.no_sharpness:
-                    product = lambda v: run.hessian(w, carry, v, some, numbers)
+                    product = lambda v: jitted.hessian(w, carry, v, some, numbers)
                     top = sharpness.lobpcg(product, v, config.sharpness_tol)
                     lam = top.value if top.converged else math.nan  # else it is not measured
                     v = top.vector if math.isfinite(top.value) else v
-                row |= run.measure(w, carry, lam, v, samples, batch, held_out, numbers)
+                row |= jitted.measure(w, carry, lam, v, samples, indices, held_out, numbers)
             waiting.append(row)
             last, stop = t + 1 == config.steps, stopped()
             if (t + 1) % config.log_every and not last and not stop:
                 continue
-            rows, waiting = jax.device_get(waiting), []  # here alone the loop waits for the device
+            rows, waiting = jax.device_get(waiting), []  # here and in lobpcg alone the loop waits for the device
             finite = np.isfinite([row["loss"] for row in rows])
             rows = rows if finite.all() else rows[: finite.argmin() + 1]  # a diverged run ends with what shows it
             for name, column in history.items():
@@ -119,14 +119,15 @@ def train(config, report=lambda rows: None, stopped=lambda: False):
 class Compiled(NamedTuple):
     """What is compiled for one kind of run.
 
-    samples: (x, y) on the devices; batch: the rows of a step among them, None for all; numbers: see `numbers_of`;
-    w, carry: the parameters before a step, and what it handed on (gd.Carry); λ, v: the top eigenpair at w.
+    samples: (x, y) on the devices; indices: which of them are the batch of a step, None for all; numbers: `numbers_of`;
+    w: the parameters before a step; carry: what the step handed on (gd.Carry), with its direction u and preconditioner
+    P; λ, v: the top eigenpair at w, of P^(-1/2) H P^(-1/2) (22), which is H for gradient descent.
     """
 
     init: Callable  # init(seed, numbers) -> carry
-    step: Callable  # step(carry, samples, batch, numbers) -> (carry, metrics), see gd.make_step
+    step: Callable  # step(carry, samples, indices, numbers) -> (carry, metrics), see gd.make_step
     hessian: Callable  # hessian(w, carry, v, samples, numbers) -> P^(-1/2) H P^(-1/2) v (22)
-    measure: Callable  # measure(w, carry, λ, v, samples, batch, held_out, numbers) -> what else is logged of the step
+    measure: Callable  # measure(w, carry, λ, v, samples, indices, held_out, numbers) -> what else is logged
 
 
 @functools.cache
@@ -143,14 +144,14 @@ def compiled(kind, shape, classes):
     data_loss = lambda w, batch: gd.LOSSES[kind.loss](network.apply(w, batch[0]), batch[1])
     objective = lambda numbers: lambda w, batch: data_loss(w, batch) + 0.5 * numbers["weight_decay"] * gd.dot(w, w)
     in_chunks = functools.partial(gd.mean_over_chunks, size=kind.chunk_size)
-    pick = lambda samples, batch: samples if batch is None else jax.tree.map(lambda a: a[batch], samples)
+    pick = lambda samples, indices: samples if indices is None else jax.tree.map(lambda a: a[indices], samples)
 
     def init(seed, numbers):
         return gd.init_carry(network.init(jax.random.key(seed)), optimizer_of(numbers), tuner_of(numbers))
 
-    def step(carry, samples, batch, numbers):
+    def step(carry, samples, indices, numbers):
         take = gd.make_step(objective(numbers), optimizer_of(numbers), tuner_of(numbers), kind.chunk_size)
-        return take(carry, pick(samples, batch))
+        return take(carry, pick(samples, indices))
 
     def hessian(w, carry, v, samples, numbers):
         scale = optimizer_of(numbers).scale(carry.optimizer)  # P^(-1/2), None for the identity
@@ -162,9 +163,9 @@ def compiled(kind, shape, classes):
         right = jnp.argmax(network.apply(w, batch[0]), -1) == batch[1]
         return {"test_loss": data_loss(w, batch), "test_accuracy": jnp.mean(right.astype(jnp.float32))}
 
-    def measure(w, carry, lam, v, samples, batch, held_out, numbers):
+    def measure(w, carry, lam, v, samples, indices, held_out, numbers):
         """A column of metrics.csv for each key: a new quantity is a line here."""
-        f = lambda w: in_chunks(objective(numbers))(w, pick(samples, batch))
+        f = lambda w: in_chunks(objective(numbers))(w, pick(samples, indices))
         cos = sharpness.alignment(carry.u, v, optimizer_of(numbers).scale(carry.optimizer))
         return {
             "sharpness": tuners.scalar(lam, w),
@@ -198,6 +199,8 @@ def held_run(config):
     differ = [name for name in settings if held.settings.get(name) != settings[name]]
     stretches = "steps" not in inspect.signature(tuners.TUNERS[config.tuner]).parameters  # as a schedule does not
     longer = differ == ["steps"] and held.settings["steps"] < config.steps and stretches
+    if longer and held.facts["status"] == "diverged":  # more steps would not be taken
+        return held
     if longer and not config.resume:
         raise ValueError(f"{folder}: holds {held.settings['steps']} steps; give --resume to go on, or --overwrite")
     if longer:  # not over any more
@@ -225,8 +228,8 @@ def begin(config, columns, state, dataset):
                  device=jax.devices()[0].device_kind, matmul_precision=MATMUL_PRECISION)  # fmt: skip
     history = {"step": np.empty(0, int)} | {name: np.empty(0, column.dtype) for name, column in columns.items()}
     if not held:
-        if jax.process_index() == 0:
-            file.unlink(missing_ok=True)  # under --overwrite: from here on nothing is left of the old run
+        for name in ("checkpoint.npz", "metrics.csv", "config.json", "figure.png") if jax.process_index() == 0 else ():
+            file.with_name(name).unlink(missing_ok=True)  # under --overwrite: from here on nothing is left of the old run
         return history, state, facts
     leaves, tree = jax.tree.flatten(state)
     with np.load(file) as saved:
@@ -329,7 +332,7 @@ def numbers_of(config):
 
 
 def kind_of(config):
-    """What is compiled in, as pairs: runs of one kind differ in numbers, in the seed, and in how they are run alone."""
+    """What is compiled in, as pairs: runs of one kind differ only in their numbers, their seed, and how they are run."""
     return tuple(item for item in settings_of(config).items() if item[0] not in ("seed", *numbers_of(config)))
 
 

@@ -157,7 +157,7 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0):
     beta: β, the decay of the moving averages of n and d
     damping: ε, added to the curvature; 0 throughout the paper
 
-    σ = 2 is the largest η at which the quadratic model is not above f(w); were u the top eigenvector, ηλ would be 2.
+    σ = 2 gives the largest η at which the quadratic model is not above f(w); were u the top eigenvector, ηλ would be 2.
     With β in (0, 1) n and d are moving averages, both from zero, whose start-up bias cancels in the ratio. Adam needs
     that even on the full batch (0.9), and where n/d jumps, as with RMSProp on transformers, it keeps a run together.
     The state is (n, d). Costs one curvature.
@@ -182,7 +182,7 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0):
     return Tuner(init=lambda w: (scalar(0, w), scalar(0, w)), rate=rate)
 
 
-# -------------------------------------------------- what the three are compared with, and our own rule
+# -------------------------------------------------- what else can set the rate: to compare with, and our own rule
 
 
 def schedule(steps, lr=0.1, warmup=0.1, decay: Literal["constant", "linear", "cosine"] = "cosine"):
@@ -237,10 +237,10 @@ def polyak(f_min=0.0, lr_max=1.0):
 
 
 def hypergradient(lr=0.1, hyper_rate=0.1):
-    """Hypergradient descent on the rate (Baydin et al. 2018) (24): η ← η (1 − β cos∠(∇f(w + ηu), u)), from η = lr.
+    """Hypergradient descent on the rate (Baydin et al. 2018) (24): η ← η (1 − r cos∠(∇f(w + ηu), u)), from η = lr.
 
     lr: learning rate of the first step
-    hyper_rate: β, the learning rate of the learning rate
+    hyper_rate: r, the learning rate of the learning rate (β in the paper)
 
     The rate grows while the gradient at the new point still agrees with the step, and shrinks where the step went
     too far. That gradient is the next step's g, so the rule is applied one step later at no cost; on mini-batches it

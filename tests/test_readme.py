@@ -81,15 +81,17 @@ def test_the_whole_thing_in_forty_lines_is_that_and_prints_what_the_readme_shows
 
 
 def test_the_step_with_cdat_to_be_copied_runs_and_lowers_the_loss():
+    from types import SimpleNamespace
+
     from tuners import cdat
 
-    f = lambda w: jnp.sum((w["a"] ** 2 - 1) ** 2)
-    w, tuner = {"a": jnp.array([0.1, 3.0])}, cdat(sigma=2.0)
-    scope, state = {"jax": jax, "jnp": jnp, "f": f, "tuner": tuner}, tuner.init(w)
+    downhill = SimpleNamespace(update=lambda g, state, w: (jax.tree.map(jnp.negative, g), state))  # as optax.sgd(1.0)
+    tuner, w = cdat(sigma=2.0), {"a": jnp.array([0.1, 3.0])}
+    scope = {"jax": jax, "tuner": tuner, "optimizer": downhill, "loss": lambda w, b: jnp.sum((w["a"] ** 2 - b) ** 2)}
     exec(CODE[1], scope)
-    step = jax.jit(scope["step"])
+    opt_state, state = (), tuner.init(w)
     for _ in range(50):
-        w, state, value = step(w, state)
+        w, opt_state, state, value = scope["step"](w, opt_state, state, 1.0)
     assert value < 0.1
 
 
