@@ -39,7 +39,7 @@ class Carry(NamedTuple):
     w: Any  # parameters
     optimizer: Any  # the optimizer's state
     tuner: Any  # the tuner's state
-    u: Any  # the previous direction; zeros at first
+    u: Any  # the direction of the step just taken; zeros at first
 
 
 def dot(a, b):
@@ -288,10 +288,10 @@ def make_step(loss, optimizer, tuner, chunk_size=0):
     value_and_grad = mean_over_chunks(jax.value_and_grad(loss), chunk_size)
 
     def step(carry, batch):
-        w, state, tuner_state, u_last = carry
+        w, optimizer_state, tuner_state, u_last = carry
         f = lambda w: mean_over_chunks(loss, chunk_size)(w, batch)
         value, g = value_and_grad(w, batch)
-        u, state = optimizer.direction(state, g)
+        u, optimizer_state = optimizer.direction(optimizer_state, g)
         eta, tuner_state = tuner.rate(tuner_state, f, w, value, g, u)
         metrics = {
             "loss": value,
@@ -300,6 +300,6 @@ def make_step(loss, optimizer, tuner, chunk_size=0):
             "turn": dot(u, u_last) / (norm(u) * norm(u_last)),
         }
         w = jax.tree.map(lambda w, u: w + eta * u, w, u)
-        return Carry(w, state, tuner_state, u), metrics
+        return Carry(w, optimizer_state, tuner_state, u), metrics
 
     return step

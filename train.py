@@ -77,6 +77,7 @@ def train(config, report=lambda rows: None, stopped=lambda: False):
     with owned(config), jax.default_matmul_precision(MATMUL_PRECISION):
         carry = jitted.init(config.seed, numbers)
         v = jax.tree.map(jnp.ones_like, carry.w)  # where the first search for the top eigenvector starts
+        # The columns of the log are the keys of what step and measure return, known without running them.
         columns = jax.eval_shape(jitted.step, carry, samples, indices_of(0), numbers)[1]
         columns |= jax.eval_shape(jitted.measure, carry.w, carry, 1.0, v, samples, indices_of(0), held_out, numbers)
         history, state, facts = begin(config, columns, (carry, v), dataset)
