@@ -327,8 +327,10 @@ def settings_of(config):
 
 
 def numbers_of(config):
-    """The numbers among the settings. They enter the jitted functions as arguments: no value compiles anew."""
-    numbers = {name: value for name, value in vars(config).items() if isinstance(value, float)}
+    """The numbers of optimizer and tuner. They enter the jitted functions as arguments: no value compiles anew."""
+    takers = gd.OPTIMIZERS[config.optimizer], tuners.TUNERS[config.tuner]
+    names = ["weight_decay", *(name for taker in takers for name in options_of(taker))]
+    numbers = {name: vars(config)[name] for name in names if isinstance(vars(config)[name], float)}
     return numbers | {"steps": config.steps, "max_trials": 30 if config.batch_size else 1000}  # as in the paper
 
 
