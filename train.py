@@ -425,7 +425,8 @@ def configurations(given):
     if given.get("resume") and given.get("overwrite"):
         raise ValueError("--resume contradicts --overwrite")
     runs, applied = {}, set()
-    for choice in itertools.product(*(value if isinstance(value, list) else [value] for value in values.values())):
+    grid = [value if isinstance(value, list) and name not in SINGLE else [value] for name, value in values.items()]
+    for choice in itertools.product(*grid):
         flags = dict(zip(values, choice))
         chosen = {"", *(flags[part] for part in PARTS if part != "model" or not preset)}  # a preset fixes its options
         flags = {name: value for name, value in flags.items() if chosen & {taker for taker, *_ in FLAGS[name]}}

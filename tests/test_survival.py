@@ -2,26 +2,23 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import pickle
 import random
-import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from test_train import ROOT, TINY, aside, begin, held, one, refused, tiny  # noqa: F401, two of them are fixtures
+from test_train import ROOT, TINY, aside, begin, ended, held, one, refused, start, tiny  # noqa: F401, two are fixtures
 
 import train
-from train import data, models, plots
+from train import data, plots
 
 KILLS = int(os.environ.get("KILLS", 5))
 
@@ -35,46 +32,33 @@ def same_run(a, b):
             np.testing.assert_array_equal(first[name], second[name])
 
 
-def changed(**new):
-    """A checkpoint's bytes -> the same with other members: None leaves one out, a dict changes settings or facts in part."""
-
-    def change(whole):
-        with np.load(io.BytesIO(whole)) as saved:
-            members = {name: saved[name] for name in saved.files} | new
-        for name, value in new.items():
-            if isinstance(value, dict):
-                with np.load(io.BytesIO(whole)) as saved:
-                    members[name] = json.dumps(json.loads(str(saved[name])) | value)
-        stream = io.BytesIO()
-        np.savez(stream, **{name: value for name, value in members.items() if value is not None})
-        return stream.getvalue()
-
-    return change
-
-
-def stop(folder, **given):
-    """A run that is stopped after its first step."""
-    with pytest.raises(KeyboardInterrupt):
-        train.train(tiny(out=folder, **given), stopped=lambda: True)
+def rows(folder):
+    """How many rows the run there has; it may be running."""
+    return sum(len(plots.load_run(file.parent).history["step"]) for file in Path(folder).glob("*/checkpoint.npz"))
 
 
 @pytest.fixture
-def flags(tmp_path):
-    """The tiny command line, with a folder of its own."""
-    return [*TINY, "--out", str(tmp_path)]
+def out(tmp_path):
+    """Where runs go."""
+    return tmp_path / "runs"
 
 
-# ---- Real processes
+@pytest.fixture
+def flags(out):
+    """The tiny command line, into that folder."""
+    return [*TINY, "--out", str(out)]
 
 
-def command(out, *flags):
-    line = [str(ROOT / "train.py"), *TINY, "--steps", "400", "--sharpness-every", "40", "--log-every", "20", "--out", str(out)]
-    return [sys.executable, *line, *map(str, flags)]
+def stop(folder):
+    """The run of that command line, stopped after its first step."""
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tiny(out=folder), stopped=lambda: True)
 
 
-def rows(folder):
-    """How many rows the run there has, as long as it may be running."""
-    return sum(len(plots.load_run(file.parent).history["step"]) for file in Path(folder).glob("*/checkpoint.npz"))
+# --- Real processes: what they did is looked at in the end.
+
+SIZES = "--model linear --samples 64 --steps 400 --sharpness-every 40 --log-every 20 --no-plot --out".split()
+LINE = ROOT / "train.py", *SIZES
 
 
 def wait_for(process, folder, count):
@@ -84,113 +68,79 @@ def wait_for(process, folder, count):
 
 def killed(folder, environment):
     """One run KILLS times: at start-up, while it compiles, at any time between two logs; then it is left to end."""
-    environment = environment | {"JAX_ENABLE_COMPILATION_CACHE": "True", "XDG_CACHE_HOME": str(folder)}  # as users have it
-    undisturbed = subprocess.Popen(command(folder / "whole"), env=environment, stdout=subprocess.DEVNULL)
+    environment |= {"JAX_ENABLE_COMPILATION_CACHE": "True", "XDG_CACHE_HOME": str(folder)}  # as users have it
+    undisturbed = start(environment, *LINE, folder / "whole")
     draw, out, codes = random.Random(0), folder / "killed", []
     for row in [0, 1, *sorted(draw.choices(range(2, 380), k=KILLS - 2))]:
         longest = 2.0 if row <= rows(out) else 0.01  # seconds, of start-up and of an interval between two logs
-        process = subprocess.Popen(command(out, "--resume"), env=environment, stdout=subprocess.DEVNULL)
+        process = start(environment, *LINE, out, "--resume")
         wait_for(process, out, row)
         time.sleep(draw.uniform(0, longest))
         process.kill()
-        codes.append(process.wait())
-    subprocess.run(command(out, "--resume"), env=environment, check=True, capture_output=True)
-    assert undisturbed.wait() == 0
-    return folder, codes
+        codes.append(ended(process)[0])
+    return folder, codes, ended(start(environment, *LINE, out, "--resume")), ended(undisturbed)
 
 
 def interrupted(folder, environment):
-    """An endless run, what a second one beside it was answered, and what it said on ctrl-c."""
-    endless, pipes = ("--steps", 10**8), dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process = subprocess.Popen(command(folder, *endless), env=environment, **pipes)
+    """A run without end, of another precision, and a second one beside it."""
+    endless = *LINE, folder, "--steps", 10**8
+    process = start(environment | {"JAX_DEFAULT_MATMUL_PRECISION": "bfloat16"}, *endless)
     wait_for(process, folder, 50)
-    beside = subprocess.run(command(folder, *endless, "--resume"), env=environment, **pipes)
+    beside = ended(start(environment, *endless, "--resume"))
     process.send_signal(signal.SIGINT)
-    return folder, beside, process, *process.communicate(timeout=60)
+    return folder, ended(process), beside
 
 
 def unread(folder, environment):
-    """The exit code and errors of a run of which only the first line is read."""
-    process = subprocess.Popen(command(folder, "--log-every", 1), env=environment, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    """A run of which only the first line is read."""
+    process = start(environment, *LINE, folder, "--log-every", 1)
     assert process.stdout.readline().startswith("[1/1]")
     process.stdout.close()
     return process.stderr.read(), process.wait()
 
 
-def bad_commands(folder, environment):
-    """What stands in the folder after commands that cannot run, and what each of them is answered."""
-    lines = [["--lr", "0.1"], ["--sigma", "nan"], ["--tuner", "x"], ["--data-dir", "no/such"]]
-    running = [subprocess.Popen([sys.executable, str(ROOT / "train.py"), *line], cwd=folder, env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for line in lines]  # fmt: skip
-    return {line[0]: (process.communicate()[1], process.returncode) for line, process in zip(lines, running)}, [*folder.iterdir()]
+def bad(folder, environment):
+    """Four commands that cannot run, and what they leave in the folder."""
+    lines = "--lr 0.1", "--sigma nan", "--tuner x", "--data-dir no/such"
+    running = [start(environment, ROOT / "train.py", *line.split(), cwd=folder) for line in lines]
+    return dict(zip(lines, map(ended, running))), list(folder.iterdir())
 
 
-JOBS = killed, interrupted, unread, bad_commands
+JOBS = killed, interrupted, unread, bad
 
 
-# ---- Resumed
+# --- Resumed.
 
 
 @pytest.mark.parametrize("tuner", ["feedback", "linesearch"])
-def test_more_steps_on_resume_are_what_one_long_run_gives_and_are_not_taken_unasked(tmp_path, capsys, tuner):
-    a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    flags = [*TINY, "--tuner", tuner, "--batch-size", "16", "--steps"]
-    train.main([*flags, "12", "--out", a])
-    train.main([*flags, "7", "--out", b])
-    capsys.readouterr()
-    assert "holds 7 steps; give --resume" in refused(capsys, *flags, "12", "--out", b)
-    train.main([*flags, "12", "--out", b, "--resume"])
-    same_run(a, b)
+def test_more_steps_are_what_one_long_run_gives_and_are_not_taken_unasked(tmp_path, capsys, tuner):
+    flags = [*TINY, "--no-sharpness", "--tuner", tuner, "--batch-size", "16", "--out"]
+    train.main([*flags, str(tmp_path / "long")])
+    flags.append(str(tmp_path / "short"))
+    train.main([*flags, "--steps", "7"])
+    assert "holds 7 steps; give --resume" in refused(capsys, *flags)
+    train.main([*flags, "--resume"])
+    same_run(tmp_path / "long", tmp_path / "short")
 
 
 def test_steps_cannot_be_raised_under_a_schedule_nor_lowered(flags, capsys):
-    flags += ["--tuner", "schedule", "--steps"]
+    flags += ["--no-sharpness", "--tuner", "schedule", "--steps"]
     train.main([*flags, "4"])
-    capsys.readouterr()
     assert "--steps 4" in refused(capsys, *flags, "8", "--resume")
     assert "--steps 4" in refused(capsys, *flags, "2", "--resume")
 
 
-def test_resume_starts_from_zero_where_there_is_nothing(flags, tmp_path):
-    train.main([*flags, "--steps", "3", "--resume"])
-    assert rows(tmp_path) == 3
-
-
-def test_a_run_in_a_thread_stops_when_it_is_told_to_and_is_neither_repeated_nor_continued_unasked(tmp_path, capsys):
+def test_a_run_in_a_thread_stops_when_it_is_told_to_and_goes_on_when_it_is_asked_to(flags, out, tmp_path, capsys):
     with ThreadPoolExecutor(1) as thread:
+        thread.submit(stop, out).result()
         thread.submit(train.train, tiny(out=tmp_path / "whole")).result()
-        thread.submit(stop, tmp_path / "stopped").result()
-    assert held(tmp_path / "stopped").facts["status"] == "interrupted" and rows(tmp_path / "stopped") == 1
-    flags = [*TINY, "--out", str(tmp_path / "stopped")]
+    assert held(out).facts["status"] == "interrupted" and rows(out) == 1
     assert "--resume" in refused(capsys, *flags)
     train.main([*flags, "--resume"])
-    same_run(tmp_path / "whole", tmp_path / "stopped")
+    same_run(tmp_path / "whole", out)
 
 
-def test_a_checkpoint_of_other_settings_is_refused_with_the_fields_that_differ(flags, tmp_path, capsys):
-    stop(tmp_path)
-    file = one(tmp_path) / "checkpoint.npz"
-    file.write_bytes(changed(settings={"sigma": 1.5})(file.read_bytes()))
-    assert "--sigma 1.5" in refused(capsys, *flags, "--resume")
-
-
-def test_a_checkpoint_of_other_data_or_of_another_network_or_precision_is_refused(flags, tmp_path, capsys, monkeypatch):
-    with jax.enable_x64(True):
-        stop(tmp_path)
-    assert "checkpoint.npz: of other network or precision; give --overwrite" in refused(capsys, *flags, "--resume")
-    train.main([*flags, "--steps", "1", "--overwrite"])
-    capsys.readouterr()
-    load = data.load
-    monkeypatch.setattr(data, "load", lambda *args, **options: load(*args, **options)._replace(y=np.zeros(64, np.int32)))
-    assert "checkpoint.npz: of other data; give --overwrite" in refused(capsys, *flags, "--resume")
-    monkeypatch.undo()
-    file = one(tmp_path) / "checkpoint.npz"
-    file.write_bytes(changed(**{"state/0": np.zeros(3, np.float32)})(file.read_bytes()))
-    assert "checkpoint.npz: of other network or precision; give --overwrite" in refused(capsys, *flags, "--resume")
-
-
-def test_a_folder_has_one_owner_while_a_run_is_on(flags, tmp_path, capsys):
+def test_a_folder_has_one_owner_while_a_run_is_on(flags, out, capsys):
     at_work = []
 
     def meanwhile(rows):
@@ -198,14 +148,14 @@ def test_a_folder_has_one_owner_while_a_run_is_on(flags, tmp_path, capsys):
             for more in [], ["--resume"], ["--overwrite"]:
                 at_work.append("another process is at work there" in refused(capsys, *flags, *more))
 
-    history = train.train(tiny(out=tmp_path, log_every=5), meanwhile)
-    assert at_work == [True, True, True] + 2 * [False, True, True]  # an unfinished run is refused without a look at the lock
-    assert len(history["step"]) == rows(tmp_path) == 12
+    history = train.train(tiny(out=out, log_every=5), meanwhile)
+    assert at_work == [True, True, True] + 2 * [False, True, True]  # that it is unfinished is seen before the lock is
+    assert len(history["step"]) == rows(out) == 12
 
 
 @pytest.mark.parametrize("more", [[], ["--resume"], ["--overwrite"]])
-def test_the_command_that_ctrl_c_prints_is_accepted_and_goes_on_with_the_same_run(tmp_path, capsys, monkeypatch, more):
-    flags = [*TINY, "--out", str(tmp_path / "a b"), "--tuner", "greedy"]
+def test_the_command_that_ctrl_c_prints_goes_on_with_the_same_run(tmp_path, capsys, monkeypatch, more):
+    flags, before = [*TINY, "--out", str(tmp_path / "a b"), "--tuner", "greedy"], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(train, "train", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as end:
         train.main([*flags, *more])
@@ -213,35 +163,25 @@ def test_the_command_that_ctrl_c_prints_is_accepted_and_goes_on_with_the_same_ru
     (config,) = train.configurations(vars(train.parser().parse_args(words)))
     (plain,) = train.configurations(vars(train.parser().parse_args(flags)))
     assert end.value.code == 130 and config.resume and train.folder_of(config) == train.folder_of(plain)
+    assert signal.getsignal(signal.SIGINT) is before  # the handler is put back
 
 
-def test_the_handler_of_ctrl_c_is_put_back(flags, capsys):
-    before = signal.getsignal(signal.SIGINT)
-    train.main([*flags, "--steps", "1"])
-    refused(capsys, "--lr", "0.1", late=True)
-    assert signal.getsignal(signal.SIGINT) is before
+# --- Broken files, a full disk.
 
 
-# ---- Broken files, a full disk
-
-
-def test_whatever_is_done_to_the_exports_the_run_is_shown_and_resumed_as_if_nothing_had_been(flags, tmp_path, capsys):
-    train.main([*flags, "--out", str(tmp_path / "whole")])
-    flags = [*TINY, "--out", str(tmp_path / "run")]
+def test_whatever_is_done_to_the_exports_the_run_is_shown_and_resumed_as_if_nothing_were(flags, out, tmp_path, capsys):
+    train.train(tiny(out=tmp_path / "whole"))
     train.main([*flags, "--steps", "6"])
     table = capsys.readouterr().out.splitlines()[-1]
-    for change in "cut", "deleted", "edited":
-        for name in "metrics.csv", "config.json":
-            file = one(tmp_path / "run") / name
-            text = file.read_text() if file.exists() else ""
-            file.write_text(text[:30] if change == "cut" else text.replace("2", "3"))
-            if change == "deleted":
-                file.unlink()
+    exports = [one(out) / name for name in ("metrics.csv", "config.json")]
+    for change in lambda text: text[:30], lambda text: text.replace("2", "3"), None:
+        for file in exports:
+            file.write_text(change(file.read_text())) if change else file.unlink()
         train.main([*flags, "--steps", "6"])
         assert capsys.readouterr().out.splitlines()[-1] == table
     train.main([*flags, "--resume"])
-    same_run(tmp_path / "whole", tmp_path / "run")
-    assert json.loads((one(tmp_path / "run") / "config.json").read_text())["steps"] == 12
+    same_run(tmp_path / "whole", out)
+    assert json.loads(exports[1].read_text())["steps"] == 12
 
 
 def flipped(at, byte, after=b"PK\x01\x02"):  # an entry of the archive's directory
@@ -250,6 +190,20 @@ def flipped(at, byte, after=b"PK\x01\x02"):  # an entry of the archive's directo
         return whole[:k] + bytes([byte]) + whole[k + 1 :]
 
     return flip
+
+
+def changed(name, change):
+    """A checkpoint's bytes -> the same with another member, or without it where `change` gives nothing."""
+
+    def content(whole):
+        with np.load(io.BytesIO(whole)) as saved:
+            members = {name: saved[name] for name in saved.files}
+        members[name] = change(members[name])
+        stream = io.BytesIO()
+        np.savez(stream, **{name: value for name, value in members.items() if value is not None})
+        return stream.getvalue()
+
+    return content
 
 
 BROKEN = {
@@ -261,113 +215,119 @@ BROKEN = {
     "encrypted in another way": flipped(8, 64),
     "an unknown compression": flipped(10, 99),
     "an entry that lies nowhere": flipped(42, 255),
-    "a pickle as settings": changed(settings=np.array({"a": 1}, object)),
-    "text as settings": changed(settings="text"),
-    "text as steps": changed(settings={"steps": "three"}),
-    "no facts": changed(facts=None),
-    "no status": changed(facts="{}"),
-    "no loss": changed(**{"history/loss": None}),
-    "no state": changed(**{"state/0": None}),
+    "a pickle as settings": changed("settings", lambda _: np.array({"a": 1}, object)),
+    "text as settings": changed("settings", lambda _: "text"),
+    "text as steps": changed("settings", lambda text: str(text).replace('"steps": 6', '"steps": "six"')),
+    "no facts": changed("facts", lambda _: None),
+    "no status": changed("facts", lambda _: "{}"),
+    "no loss": changed("history/loss", lambda _: None),
+    "no state": changed("state/0", lambda _: None),
     "a flipped state": flipped(300, 99, b"state/0.npy"),
 }
 
 
+def break_checkpoint(folder, change):
+    file = one(folder) / "checkpoint.npz"
+    file.write_bytes(change(file.read_bytes()))
+    return str(file)
+
+
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_wrong_in_a_checkpoint_is_one_line_that_names_it_and_overwrite_starts_again(flags, tmp_path, capsys, name):
+def test_a_broken_checkpoint_is_one_line_that_names_it_and_overwrite_starts_again(flags, out, capsys, name):
     train.main([*flags, "--steps", "6"])
-    capsys.readouterr()
-    file = one(tmp_path) / "checkpoint.npz"
-    file.write_bytes(BROKEN[name](file.read_bytes()))
-    for more in (["--resume"],) if name.endswith("state") else (["--steps", "6"], ["--resume"]):  # it is shown without
+    file = break_checkpoint(out, BROKEN[name])
+    for more in [["--resume"]] + [["--steps", "6"]] * ("state" not in name):  # which is not needed to show the run
         message = refused(capsys, *flags, *more)
-        assert str(file) in message and "--overwrite" in message
+        assert file in message and "--overwrite" in message
     train.main([*flags, "--overwrite"])
-    assert rows(tmp_path) == 12
+    assert rows(out) == 12
 
 
-def test_ctrl_c_beside_a_broken_run_is_one_line(flags, tmp_path, capsys, monkeypatch):
-    train.main([*flags, "--steps", "3"])
-    capsys.readouterr()
+@pytest.mark.parametrize("name, change, what", [
+    ("settings", lambda text: str(text).replace('"sigma": 2.0', '"sigma": 1.5'), "--sigma 1.5"),
+    ("state/0", lambda leaf: leaf.astype(float), "checkpoint.npz: of other network or precision"),
+    ("state/0", lambda leaf: leaf[:1], "checkpoint.npz: of other network or precision"),
+])  # fmt: skip
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(flags, out, capsys, name, change, what):
+    stop(out)
+    break_checkpoint(out, changed(name, change))
+    message = refused(capsys, *flags, "--resume")
+    assert what in message and "--overwrite" in message
 
+
+def test_a_checkpoint_of_other_data_is_refused(flags, out, capsys, monkeypatch):
+    stop(out)
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *args: load(*args)._replace(y=np.zeros(64, np.int32)))
+    message = refused(capsys, *flags, "--resume")
+    assert "checkpoint.npz: of other data" in message and "--overwrite" in message
+
+
+def test_ctrl_c_beside_a_broken_run_is_one_line(flags, out, capsys, monkeypatch):
     def breaks(*_):
-        (one(tmp_path) / "checkpoint.npz").write_text("")
+        break_checkpoint(out, lambda whole: b"")
         raise KeyboardInterrupt
 
+    stop(out)
     monkeypatch.setattr(train, "train", breaks)
-    assert "checkpoint.npz: broken" in refused(capsys, *flags, "--steps", "3")
+    assert "checkpoint.npz: broken" in refused(capsys, *flags, "--resume")
 
 
-class FullDisk:
+class FullDisk(io.FileIO):
     """A file that takes half of what is written and then has no space left."""
 
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stream.close()
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, data):
-        self.stream.write(data[: len(data) // 2])
-        self.stream.flush()
+    def write(self, content):
+        super().write(content[: len(content) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("name, when, kept", [("checkpoint.npz", 3, 6), ("metrics.csv", 1, 12), ("config.json", 1, 12)])
-def test_no_space_left_loses_no_row_that_was_logged_and_says_so(tmp_path, capsys, monkeypatch, name, when, kept):
-    flags = [*TINY, "--log-every", "3", "--out"]
-    train.main([*flags, str(tmp_path / "whole")])
-    capsys.readouterr()
-    opened = []
+def test_no_space_left_loses_no_logged_row_and_says_so(flags, out, tmp_path, capsys, monkeypatch, name, when, kept):
+    whole, opened = train.train(tiny(out=tmp_path / "whole")), []
 
-    def full(file, *mode):
-        opened.append(Path(file).name)
-        stream = open(file, *mode)
-        return FullDisk(stream) if opened.count("." + name) == when and opened[-1] == "." + name else stream
+    def full(file, mode):
+        opened.append(file.name == f".{name}")
+        return FullDisk(file, mode) if opened[-1] and sum(opened) == when else open(file, mode)
 
     monkeypatch.setattr(data, "open", full, raising=False)
-    message = refused(capsys, *flags, str(tmp_path / "full"), late=True)
+    flags += ["--log-every", "3"]
+    message = refused(capsys, *flags, late=True)
     assert f"{name}: cannot be written" in message and "No space left" in message and "is kept" in message
-    assert rows(tmp_path / "full") == kept
-    assert not list(tmp_path.glob(f"full/*/.{name}"))
+    assert rows(out) == kept and not list(out.glob(f"*/.{name}"))
     monkeypatch.undo()
-    train.main([*flags, str(tmp_path / "full"), "--resume"])
-    same_run(tmp_path / "whole", tmp_path / "full")
+    train.main([*flags, "--resume"])
+    np.testing.assert_equal(held(out).history, whole)
+    assert held(out).facts["status"] == "done"
 
 
-def test_a_run_that_is_killed_under_overwrite_before_its_first_log_leaves_no_old_run_to_be_shown(flags, tmp_path, capsys):
+def test_a_run_killed_under_overwrite_before_its_first_log_leaves_no_old_one_to_be_shown(flags, out, capsys):
     def die(rows):
         raise SystemError
 
     train.main(flags)
-    with pytest.raises(SystemError):
-        train.train(tiny(out=tmp_path, overwrite=True), die)
-    assert rows(tmp_path) == 0
     capsys.readouterr()
+    with pytest.raises(SystemError):
+        train.train(tiny(out=out, overwrite=True), die)
+    assert [*one(out).iterdir()] == []
     train.main(flags)
-    assert "was run before" not in capsys.readouterr().out and rows(tmp_path) == 12
+    assert "was run before" not in capsys.readouterr().out and rows(out) == 12
 
 
-# ---- Bad input
+# --- Bad input.
 
 WHOLE = "samples seed batch-size chunk-size steps log-every sharpness-every sharpness-samples width depth".split()
 WRONG = [  # flags, of which the last is the culprit, and what each of its values is wrong for
     *[(f"--{name}", "-1 x 1.5 nan 99999999999999") for name in WHOLE],
     *[(f"--{name}", "-0.1 nan inf x ''") for name in ("sigma", "beta", "weight-decay", "sharpness-tol")],
-    *[(f"--{name}", "x") for name in ("dataset", "model", "preset", "loss", "optimizer", "tuner", "norm", "activation")],
+    *[(f"--{name}", "x") for name in "dataset model preset loss optimizer tuner norm activation unknown".split()],
     *[(f"--{name}", "0") for name in ("width", "depth", "steps", "log-every", "sharpness-every", "sharpness-tol")],
-    *[(f"--{name}", "1") for name in ("precision", "coordinator", "processes", "process", "no-cache", "unknown", "resum")],
+    *[(f"--{name}", "1") for name in ("precision", "coordinator", "processes", "process", "no-cache", "resum")],
     *[(f"--optimizer {name} --eps", "0 -1 1e300") for name in ("adam", "rmsprop")],
-    ("--seed", "2147483648 '0 -1'"), ("--beta", "1"), ("--steps", "1e3"), ("--ste", "5"), ("--sigma", "'2 -1' 1e300"),
-    ("--weight-decay", "1e300"), ("--test-samples", "-1 x 1.5"), ("--batch-size", "1025 '16 2000'"),
+    ("--seed", "2147483648"), ("--beta", "1"), ("--steps", "1e3"), ("--ste", "5"), ("--sigma", "1e300"),
+    ("--weight-decay", "1e300"), ("--test-samples", "-1 x 1.5"), ("--batch-size", "1025"),
     ("--tuner linesearch --slope", "1"), ("--tuner linesearch --slack", "-1 1e300"),
     ("--tuner linesearch --shrink", "1 0"), ("--tuner linesearch --grow", "1 nan 1e300"),
-    ("--tuner linesearch --lr-max", "0 inf 1e300"), ("--tuner constant --lr", "nan 0 1e300 '0.1 0'"),
+    ("--tuner linesearch --lr-max", "0 inf 1e300"), ("--tuner constant --lr", "nan 0 1e300"),
     ("--tuner schedule --warmup", "1"), ("--tuner schedule --decay", "x"), ("--tuner exact --iterations", "0 1.5"),
     ("--tuner hypergradient --hyper-rate", "1.1 -1 nan"), ("--tuner feedback --sigma-high", "0.9 inf 1e300"),
     ("--tuner feedback --tolerance", "-1 nan 1e300"), ("--tuner feedback --average", "1 -0.1"),
@@ -381,7 +341,8 @@ WRONG = [  # flags, of which the last is the culprit, and what each of its value
     ("--model linear --width", "3"), ("--model resnet --activation", "tanh"),
     ("--preset mlp-fig15 --width", "3"), ("--preset resnet34 --depth", "18"),
 ]  # fmt: skip
-BAD = [(f"{flags} {value}", flags.split()[-1]) for flags, values in WRONG for value in re.findall(r"''|'.+?'|\S+", values)] + [
+BAD = [(f"{flags} {value}", flags.split()[-1]) for flags, values in WRONG for value in values.split()] + [
+    ("--seed 0 -1", "--seed"), ("--tuner constant --lr 0.1 0", "--lr"), ("--sigma 2 -1", "--sigma"),
     ("--batch-size 16 2000", "--batch-size is 2000"), ("--samples 5000", "5000 samples"), ("--samples 1438", "1438"),
     ("--resume --overwrite", "--resume contradicts --overwrite"), ("--tuner", "--tuner"), ("--sigma", "--sigma"),
     ("--preset resnet34 --model mlp", "--preset"), ("--preset resnet34 --model cnn", "--preset"),
@@ -409,7 +370,7 @@ def test_a_broken_data_file_is_one_line_that_names_it(capsys, tmp_path):
 
 def test_500_random_command_lines_give_configurations_or_one_clean_line(capsys):
     draw, parser = random.Random(0), train.parser()
-    words = ["0", "1", "-1", "0.5", "2", "1e9", "nan", "inf", "x", "", "64"] + [word for part in train.WORDS.values() for word in part]
+    words = [*"0 1 -1 0.5 2 1e9 nan inf x 64".split(), "", *itertools.chain(*train.WORDS.values())]
     kinds = {"good": 0, "bad": 0}
     for _ in range(500):
         line = []
@@ -431,22 +392,24 @@ def test_500_random_command_lines_give_configurations_or_one_clean_line(capsys):
     assert min(kinds.values()) > 50  # both kinds are tried
 
 
-# ---- What came of the processes
+# --- What came of the processes.
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(aside):
-    folder, codes = aside["killed"].result()
-    assert -signal.SIGKILL in codes and any((folder / "stepping-on-the-edge").iterdir())
+    folder, codes, resumed, undisturbed = aside["killed"].result()
+    assert -signal.SIGKILL in codes and resumed[0] == undisturbed[0] == 0 and resumed[2] == ""
+    assert any((folder / "stepping-on-the-edge").iterdir())  # compilations are kept in the user's cache
     same_run(folder / "whole", folder / "killed")
 
 
-def test_ctrl_c_saves_shows_the_table_and_says_how_to_go_on_and_nobody_disturbs_the_run_before(aside):
-    folder, beside, process, out, err = aside["interrupted"].result()
-    assert beside.returncode == 2 and beside.stderr.count("\n") == 1 and "another process is at work there" in beside.stderr
-    assert process.returncode == 130 and err == ""
-    assert "CDAT σ = 2" in out and out.splitlines()[-1].startswith("interrupted; go on with: python train.py --samples")
-    assert out.splitlines()[-1].endswith(" --resume")
-    assert held(folder).facts["status"] == "interrupted"
+def test_ctrl_c_saves_shows_the_table_and_says_how_to_go_on_and_no_second_process_disturbs_the_run(aside):
+    folder, (code, out, err), beside = aside["interrupted"].result()
+    assert beside[0] == 2 and beside[2].count("\n") == 1 and "another process is at work there" in beside[2]
+    assert code == 130 and err == "" and "CDAT σ = 2" in out
+    last = out.splitlines()[-1]
+    assert last.startswith("interrupted; go on with: python train.py --model") and last.endswith(" --resume")
+    exported = json.loads((one(folder) / "config.json").read_text())
+    assert exported["status"] == "interrupted" and exported["matmul_precision"] == "bfloat16"
     assert (one(folder) / "metrics.csv").read_bytes().count(b"\n") == rows(folder) + 1
 
 
@@ -454,8 +417,8 @@ def test_a_reader_that_reads_no_further_ends_the_command_without_a_word(aside):
     assert aside["unread"].result() == ("", 1)
 
 
-def test_bad_commands_end_in_one_line_and_leave_nothing_behind(aside):
-    answers, left = aside["bad_commands"].result()
+def test_commands_that_cannot_run_end_in_one_line_and_leave_nothing_behind(aside):
+    answers, left = aside["bad"].result()
+    for line, (code, _, err) in answers.items():
+        assert code == 2 and err.count("\n") == 1 and line.replace("--data-dir ", "").split()[0] in err
     assert left == [] and len(answers) == 4
-    for flag, (message, code) in answers.items():
-        assert code == 2 and message.count("\n") == 1 and flag.replace("--data-dir", "no/such") in message
