@@ -168,8 +168,8 @@ def mean_over_chunks(fn, size):
 
     For any fn that is a mean (not a sum) over samples and returns a pytree: a loss, jax.value_and_grad of it, a
     Hessian-vector product. Wrap it *around* those: the gradient of a chunked loss saves as much memory, but has to
-    compute each chunk's activations a second time. A smaller last chunk is weighted by its size; size 0 means the whole batch.
-    ValueError unless all arrays of the batch have the samples along axis 0: bind keys and the like in fn.
+    compute each chunk's activations a second time. A smaller last chunk is weighted by its size; size 0 means the
+    whole batch. ValueError unless all arrays of the batch have the samples along axis 0: bind keys and the like in fn.
 
     >>> mean = lambda w, x: w * jnp.mean(x)
     >>> float(mean_over_chunks(mean, 2)(2.0, jnp.array([1.0, 2.0, 6.0])))

@@ -5,8 +5,7 @@ near the value at which the optimizer would stop being stable on a quadratic (2 
 
     python plots.py runs/RUN [runs/RUN ...] -o FILE
 
-prints the table of these runs and draws them over each other. A run is a folder with a checkpoint.npz, from which
-`load_run` reads its settings and its history.
+prints the table of these runs and draws them over each other. A run is a folder with a checkpoint.npz (`load_run`).
 Copying: this file needs numpy and matplotlib alone, and no screen.
 Read next: paper/README.md, for what came out.
 """
@@ -62,10 +61,11 @@ def load_run(folder):
             settings, facts = json.loads(str(saved["settings"])), json.loads(str(saved["facts"]))
             columns = [name for name in saved.files if name.startswith("history/")]
             history = {name.removeprefix("history/"): saved[name].astype(float) for name in columns}
+        int(settings.get("steps", 0)), settings["tuner"], facts["status"], history["step"], history["loss"]
     except OSError:  # of the system, which says nothing about the file
         raise
     except Exception:  # a broken archive makes its readers raise whatever they like
-        raise ValueError(f"{file}: broken, not a whole checkpoint") from None
+        raise ValueError(f"{file}: broken; give --overwrite to start again") from None
     return Run(settings, history, facts)
 
 

@@ -74,12 +74,13 @@ def train(config, report=lambda rows: None, stopped=lambda: False):
     held_out = jax.device_put((dataset.x_test, dataset.y_test), whole)
     indices_of = lambda t: jax.device_put(gd.batch(t, n, size, config.seed), split) if config.batch_size else None
 
-    with owned(config), jax.default_matmul_precision(MATMUL_PRECISION):
+    with jax.default_matmul_precision(MATMUL_PRECISION):
         carry = jitted.init(config.seed, numbers)
         v = jax.tree.map(jnp.ones_like, carry.w)  # where the first search for the top eigenvector starts
         # The columns of the log are the keys of what step and measure return, known without running them.
         columns = jax.eval_shape(jitted.step, carry, samples, indices_of(0), numbers)[1]
         columns |= jax.eval_shape(jitted.measure, carry.w, carry, 1.0, v, samples, indices_of(0), held_out, numbers)
+    with owned(config), jax.default_matmul_precision(MATMUL_PRECISION):  # nothing that is refused leaves a folder
         history, state, facts = begin(config, columns, (carry, v), dataset)
         carry, v = jax.device_put(state, whole)
         started, waiting = time.time() - facts["seconds"], []
@@ -230,12 +231,15 @@ def begin(config, columns, state, dataset):
     history = {"step": np.empty(0, int)} | {name: np.empty(0, column.dtype) for name, column in columns.items()}
     if not held:
         for name in ("checkpoint.npz", "metrics.csv", "config.json", "figure.png") if jax.process_index() == 0 else ():
-            file.with_name(name).unlink(missing_ok=True)  # under --overwrite: from here on nothing is left of the old run
+            file.with_name(name).unlink(missing_ok=True)  # under --overwrite: nothing is left of the old run
         return history, state, facts
     leaves, tree = jax.tree.flatten(state)
-    with np.load(file) as saved:
-        rows = {name: saved[f"history/{name}"] for name in held.history}
-        found = [saved[name] for name in saved.files if name.startswith("state/")]
+    try:
+        with np.load(file) as saved:
+            rows = {name: saved[f"history/{name}"] for name in held.history}
+            found = [saved[name] for name in saved.files if name.startswith("state/")]
+    except Exception as error:  # as in plots.load_run
+        raise error if isinstance(error, OSError) else ValueError(f"{file}: broken; give --overwrite to start again")
     other = {"network or precision": [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in found],
              "data": held.facts["data"] != identity, "columns": rows.keys() != history.keys()}  # fmt: skip
     if any(other.values()):
@@ -335,7 +339,8 @@ def numbers_of(config):
 
 
 def kind_of(config):
-    """What is compiled in, as pairs: runs of one kind differ only in their numbers, their seed, and how they are run."""
+    """What is compiled in, as pairs: runs of one kind differ only in their numbers, their seed, and how they are
+    run."""
     return tuple(item for item in settings_of(config).items() if item[0] not in ("seed", *numbers_of(config)))
 
 

@@ -1,4 +1,5 @@
-"""Facts about the reproduction: what a step costs by the compiler's count; each experiment can be run, drawn and judged."""
+"""Facts about the reproduction: what a step costs by the compiler's count; each experiment can be run, drawn and
+judged."""
 
 import doctest
 
@@ -40,7 +41,8 @@ HISTORY = {
 }  # fmt: skip
 HISTORY = {name: np.array(column) for name, column in HISTORY.items()}
 DIVERGED = HISTORY | {"loss": np.array([2.0, 10.0, np.inf])}
-CLOSE_UPS = {"overlay": dict(first=1, steps=4), "resets": dict(first=1, steps=4), "alternatives": dict(steps=2, names=["gd"]),
+CLOSE_UPS = {"overlay": dict(first=1, steps=4), "resets": dict(first=1, steps=4),
+             "alternatives": dict(steps=2, names=["gd"]),
              "steep": dict(steps=2, count=3, sigmas=[2.0], width=4, depth=1)}  # fmt: skip
 WITHOUT_RUNS = ("fig4", "fig9", *CLOSE_UPS)
 
@@ -54,7 +56,8 @@ def test_the_runs_of_an_experiment_are_configurations_at_both_scales_and_its_fig
     two = list(dict.fromkeys(plots.setting_of(vars(config)) for config in found["laptop"]))[:2]  # each is a column
     runs = [plots.Run(vars(config) | {"run": results.row_of(config), "name": results.label_of(config)},
                       DIVERGED if k == 1 else HISTORY)
-            for k, config in enumerate(found["laptop"]) if config.seed == 0 and plots.setting_of(vars(config)) in two]  # fmt: skip
+            for k, config in enumerate(found["laptop"])
+            if config.seed == 0 and plots.setting_of(vars(config)) in two]  # fmt: skip
     EXPERIMENTS[name].draw(runs, tmp_path / "figure.png", **CLOSE_UPS.get(name, {}))
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
@@ -77,7 +80,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "tiny", Experiment("0 min", runs, plots.draw, [claim]))
 
 
-def test_an_experiment_leaves_a_row_for_each_run_and_replaces_its_own_of_as_many_steps(tiny, tmp_path, monkeypatch, capsys):
+def test_an_experiment_leaves_a_row_a_run_and_replaces_those_of_as_many_steps(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paper, "TARGETS", {"mlp, digits": 1e9})
     for _ in range(2):
         paper.main(["tiny", "--out", str(tmp_path / "runs")])

@@ -1,4 +1,5 @@
-"""Facts about both READMEs: what they show can be typed, their numbers stand in the committed results, their links lead on."""
+"""Facts about both READMEs: what they show can be typed, their numbers stand in the committed results, their links
+lead on."""
 
 import doctest
 import re

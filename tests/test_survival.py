@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import ROOT, TINY, aside, begin, ended, held, one, refused, start, tiny  # noqa: F401, two are fixtures
+from test_train import ROOT, aside, begin, ended, held, one, refused, run, start, tiny  # noqa: F401, some are fixtures
 
 import train
 from train import data, plots
@@ -37,20 +37,8 @@ def rows(folder):
     return sum(len(plots.load_run(file.parent).history["step"]) for file in Path(folder).glob("*/checkpoint.npz"))
 
 
-@pytest.fixture
-def out(tmp_path):
-    """Where runs go."""
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def flags(out):
-    """The tiny command line, into that folder."""
-    return [*TINY, "--out", str(out)]
-
-
 def stop(folder):
-    """The run of that command line, stopped after its first step."""
+    """The tiny run, stopped after its first step."""
     with pytest.raises(KeyboardInterrupt):
         train.train(tiny(out=folder), stopped=lambda: True)
 
@@ -113,55 +101,53 @@ JOBS = killed, interrupted, unread, bad
 
 
 @pytest.mark.parametrize("tuner", ["feedback", "linesearch"])
-def test_more_steps_are_what_one_long_run_gives_and_are_not_taken_unasked(tmp_path, capsys, tuner):
-    flags = [*TINY, "--no-sharpness", "--tuner", tuner, "--batch-size", "16", "--out"]
-    train.main([*flags, str(tmp_path / "long")])
-    flags.append(str(tmp_path / "short"))
-    train.main([*flags, "--steps", "7"])
-    assert "holds 7 steps; give --resume" in refused(capsys, *flags)
-    train.main([*flags, "--resume"])
-    same_run(tmp_path / "long", tmp_path / "short")
+def test_more_steps_are_what_one_long_run_gives_and_are_not_taken_unasked(run, tmp_path, tuner):
+    run.flags += ["--no-sharpness", "--tuner", tuner, "--batch-size", "16"]
+    run("--out", tmp_path / "long")
+    run("--steps", 7)
+    assert "holds 7 steps; give --resume" in run.refused()
+    run("--resume")
+    same_run(tmp_path / "long", run.folder)
 
 
-def test_steps_cannot_be_raised_under_a_schedule_nor_lowered(flags, capsys):
-    flags += ["--no-sharpness", "--tuner", "schedule", "--steps"]
-    train.main([*flags, "4"])
-    assert "--steps 4" in refused(capsys, *flags, "8", "--resume")
-    assert "--steps 4" in refused(capsys, *flags, "2", "--resume")
+def test_steps_cannot_be_raised_under_a_schedule_nor_lowered(run):
+    run.flags += ["--no-sharpness", "--tuner", "schedule"]
+    run("--steps", 4)
+    assert "--steps 4" in run.refused("--steps", 8, "--resume")
+    assert "--steps 4" in run.refused("--steps", 2, "--resume")
 
 
-def test_a_run_in_a_thread_stops_when_it_is_told_to_and_goes_on_when_it_is_asked_to(flags, out, tmp_path, capsys):
+def test_a_run_in_a_thread_stops_when_it_is_told_to_and_goes_on_when_it_is_asked_to(run, tmp_path):
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(stop, out).result()
+        thread.submit(stop, run.folder).result()
         thread.submit(train.train, tiny(out=tmp_path / "whole")).result()
-    assert held(out).facts["status"] == "interrupted" and rows(out) == 1
-    assert "--resume" in refused(capsys, *flags)
-    train.main([*flags, "--resume"])
-    same_run(tmp_path / "whole", out)
+    assert held(run.folder).facts["status"] == "interrupted" and rows(run.folder) == 1
+    assert "--resume" in run.refused()
+    run("--resume")
+    same_run(tmp_path / "whole", run.folder)
 
 
-def test_a_folder_has_one_owner_while_a_run_is_on(flags, out, capsys):
+def test_a_folder_has_one_owner_while_a_run_is_on(run):
     at_work = []
 
     def meanwhile(rows):
         if not rows or rows[-1]["step"] < 11:
             for more in [], ["--resume"], ["--overwrite"]:
-                at_work.append("another process is at work there" in refused(capsys, *flags, *more))
+                at_work.append("another process is at work there" in run.refused(*more))
 
-    history = train.train(tiny(out=out, log_every=5), meanwhile)
+    history = train.train(tiny(out=run.folder, log_every=5), meanwhile)
     assert at_work == [True, True, True] + 2 * [False, True, True]  # that it is unfinished is seen before the lock is
-    assert len(history["step"]) == rows(out) == 12
+    assert len(history["step"]) == rows(run.folder) == 12
 
 
 @pytest.mark.parametrize("more", [[], ["--resume"], ["--overwrite"]])
-def test_the_command_that_ctrl_c_prints_goes_on_with_the_same_run(tmp_path, capsys, monkeypatch, more):
-    flags, before = [*TINY, "--out", str(tmp_path / "a b"), "--tuner", "greedy"], signal.getsignal(signal.SIGINT)
+def test_the_command_that_ctrl_c_prints_goes_on_with_the_same_run(run, tmp_path, capsys, monkeypatch, more):
+    run.flags, before = [*run.flags, "--out", str(tmp_path / "a b")], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(train, "train", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as end:
-        train.main([*flags, *more])
+        run(*more)
     words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("train.py ")[2])
-    (config,) = train.configurations(vars(train.parser().parse_args(words)))
-    (plain,) = train.configurations(vars(train.parser().parse_args(flags)))
+    (config,), (plain,) = (train.configurations(vars(train.parser().parse_args(line))) for line in (words, run.flags))
     assert end.value.code == 130 and config.resume and train.folder_of(config) == train.folder_of(plain)
     assert signal.getsignal(signal.SIGINT) is before  # the handler is put back
 
@@ -169,41 +155,33 @@ def test_the_command_that_ctrl_c_prints_goes_on_with_the_same_run(tmp_path, caps
 # --- Broken files, a full disk.
 
 
-def test_whatever_is_done_to_the_exports_the_run_is_shown_and_resumed_as_if_nothing_were(flags, out, tmp_path, capsys):
+def test_whatever_is_done_to_the_exports_the_run_is_shown_and_resumed_as_if_nothing_were(run, tmp_path):
     train.train(tiny(out=tmp_path / "whole"))
-    train.main([*flags, "--steps", "6"])
-    table = capsys.readouterr().out.splitlines()[-1]
-    exports = [one(out) / name for name in ("metrics.csv", "config.json")]
+    table = run("--steps", 6).splitlines()[-1]
+    exports = [one(run.folder) / name for name in ("metrics.csv", "config.json")]
     for change in lambda text: text[:30], lambda text: text.replace("2", "3"), None:
         for file in exports:
             file.write_text(change(file.read_text())) if change else file.unlink()
-        train.main([*flags, "--steps", "6"])
-        assert capsys.readouterr().out.splitlines()[-1] == table
-    train.main([*flags, "--resume"])
-    same_run(tmp_path / "whole", out)
+        assert run("--steps", 6).splitlines()[-1] == table
+    run("--resume")
+    same_run(tmp_path / "whole", run.folder)
     assert json.loads(exports[1].read_text())["steps"] == 12
 
 
-def flipped(at, byte, after=b"PK\x01\x02"):  # an entry of the archive's directory
-    def flip(whole):
-        k = whole.index(after) + at
-        return whole[:k] + bytes([byte]) + whole[k + 1 :]
-
-    return flip
+def flip(whole, at, byte, after=b"PK\x01\x02"):
+    """Bytes with another one among them, by default in the first entry of an archive's directory."""
+    at += whole.index(after)
+    return whole[:at] + bytes([byte]) + whole[at + 1 :]
 
 
-def changed(name, change):
-    """A checkpoint's bytes -> the same with another member, or without it where `change` gives nothing."""
-
-    def content(whole):
-        with np.load(io.BytesIO(whole)) as saved:
-            members = {name: saved[name] for name in saved.files}
-        members[name] = change(members[name])
-        stream = io.BytesIO()
-        np.savez(stream, **{name: value for name, value in members.items() if value is not None})
-        return stream.getvalue()
-
-    return content
+def change(whole, name, new):
+    """The bytes of a checkpoint with another member, or without it where new(member) is None."""
+    with np.load(io.BytesIO(whole)) as saved:
+        members = {name: saved[name] for name in saved.files}
+    members[name] = new(members[name])
+    stream = io.BytesIO()
+    np.savez(stream, **{name: value for name, value in members.items() if value is not None})
+    return stream.getvalue()
 
 
 BROKEN = {
@@ -211,66 +189,64 @@ BROKEN = {
     "the last byte cut": lambda whole: whole[:-1],
     "text": lambda whole: b"text\n",
     "a pickle": lambda whole: pickle.dumps({"settings": {}}),
-    "encrypted": flipped(8, 1),
-    "encrypted in another way": flipped(8, 64),
-    "an unknown compression": flipped(10, 99),
-    "an entry that lies nowhere": flipped(42, 255),
-    "a pickle as settings": changed("settings", lambda _: np.array({"a": 1}, object)),
-    "text as settings": changed("settings", lambda _: "text"),
-    "text as steps": changed("settings", lambda text: str(text).replace('"steps": 6', '"steps": "six"')),
-    "no facts": changed("facts", lambda _: None),
-    "no status": changed("facts", lambda _: "{}"),
-    "no loss": changed("history/loss", lambda _: None),
-    "no state": changed("state/0", lambda _: None),
-    "a flipped state": flipped(300, 99, b"state/0.npy"),
+    "encrypted": lambda whole: flip(whole, 8, 1),
+    "encrypted in another way": lambda whole: flip(whole, 8, 64),
+    "an unknown compression": lambda whole: flip(whole, 10, 99),
+    "an entry that lies nowhere": lambda whole: flip(whole, 42, 255),
+    "a pickle as settings": lambda whole: change(whole, "settings", lambda _: np.array({"a": 1}, object)),
+    "text as settings": lambda whole: change(whole, "settings", lambda _: "text"),
+    "text as steps": lambda whole: change(whole, "settings", lambda text: str(text).replace(" 6,", ' "six",')),
+    "no facts": lambda whole: change(whole, "facts", lambda _: None),
+    "no status": lambda whole: change(whole, "facts", lambda _: "{}"),
+    "no loss": lambda whole: change(whole, "history/loss", lambda _: None),
+    "no state": lambda whole: change(whole, "state/0", lambda _: None),
+    "a flipped state": lambda whole: flip(whole, 300, 99, b"state/0.npy"),
 }
 
 
-def break_checkpoint(folder, change):
+def rewrite(folder, change):
+    """Changes the bytes of the only checkpoint there, and returns its name."""
     file = one(folder) / "checkpoint.npz"
     file.write_bytes(change(file.read_bytes()))
     return str(file)
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_checkpoint_is_one_line_that_names_it_and_overwrite_starts_again(flags, out, capsys, name):
-    train.main([*flags, "--steps", "6"])
-    file = break_checkpoint(out, BROKEN[name])
-    for more in [["--resume"]] + [["--steps", "6"]] * ("state" not in name):  # which is not needed to show the run
-        message = refused(capsys, *flags, *more)
+def test_a_broken_checkpoint_is_one_line_that_names_it_and_overwrite_starts_again(run, name):
+    run("--steps", 6)
+    file = rewrite(run.folder, BROKEN[name])
+    for more in [["--resume"]] + [["--steps", 6]] * ("state" not in name):  # which is not needed to show the run
+        message = run.refused(*more)
         assert file in message and "--overwrite" in message
-    train.main([*flags, "--overwrite"])
-    assert rows(out) == 12
+    run("--overwrite")
+    assert rows(run.folder) == 12
 
 
-@pytest.mark.parametrize("name, change, what", [
+@pytest.mark.parametrize("name, new, what", [
     ("settings", lambda text: str(text).replace('"sigma": 2.0', '"sigma": 1.5'), "--sigma 1.5"),
     ("state/0", lambda leaf: leaf.astype(float), "checkpoint.npz: of other network or precision"),
     ("state/0", lambda leaf: leaf[:1], "checkpoint.npz: of other network or precision"),
+    (None, None, "checkpoint.npz: of other data"),
 ])  # fmt: skip
-def test_a_checkpoint_of_another_run_is_refused_with_what_differs(flags, out, capsys, name, change, what):
-    stop(out)
-    break_checkpoint(out, changed(name, change))
-    message = refused(capsys, *flags, "--resume")
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(run, monkeypatch, name, new, what):
+    stop(run.folder)
+    load = data.load
+    if name:
+        rewrite(run.folder, lambda whole: change(whole, name, new))
+    else:
+        monkeypatch.setattr(data, "load", lambda *args: load(*args)._replace(y=np.zeros(64, np.int32)))
+    message = run.refused("--resume")
     assert what in message and "--overwrite" in message
 
 
-def test_a_checkpoint_of_other_data_is_refused(flags, out, capsys, monkeypatch):
-    stop(out)
-    load = data.load
-    monkeypatch.setattr(data, "load", lambda *args: load(*args)._replace(y=np.zeros(64, np.int32)))
-    message = refused(capsys, *flags, "--resume")
-    assert "checkpoint.npz: of other data" in message and "--overwrite" in message
-
-
-def test_ctrl_c_beside_a_broken_run_is_one_line(flags, out, capsys, monkeypatch):
+def test_ctrl_c_beside_a_broken_run_is_one_line(run, monkeypatch):
     def breaks(*_):
-        break_checkpoint(out, lambda whole: b"")
+        rewrite(run.folder, lambda whole: b"")
         raise KeyboardInterrupt
 
-    stop(out)
+    stop(run.folder)
     monkeypatch.setattr(train, "train", breaks)
-    assert "checkpoint.npz: broken" in refused(capsys, *flags, "--resume")
+    assert "checkpoint.npz: broken" in run.refused("--resume")
 
 
 class FullDisk(io.FileIO):
@@ -282,7 +258,7 @@ class FullDisk(io.FileIO):
 
 
 @pytest.mark.parametrize("name, when, kept", [("checkpoint.npz", 3, 6), ("metrics.csv", 1, 12), ("config.json", 1, 12)])
-def test_no_space_left_loses_no_logged_row_and_says_so(flags, out, tmp_path, capsys, monkeypatch, name, when, kept):
+def test_no_space_left_loses_no_row_that_was_logged_and_says_so(run, tmp_path, monkeypatch, name, when, kept):
     whole, opened = train.train(tiny(out=tmp_path / "whole")), []
 
     def full(file, mode):
@@ -290,27 +266,23 @@ def test_no_space_left_loses_no_logged_row_and_says_so(flags, out, tmp_path, cap
         return FullDisk(file, mode) if opened[-1] and sum(opened) == when else open(file, mode)
 
     monkeypatch.setattr(data, "open", full, raising=False)
-    flags += ["--log-every", "3"]
-    message = refused(capsys, *flags, late=True)
+    message = run.refused("--log-every", 3, late=True)
     assert f"{name}: cannot be written" in message and "No space left" in message and "is kept" in message
-    assert rows(out) == kept and not list(out.glob(f"*/.{name}"))
+    assert rows(run.folder) == kept and not list(run.folder.glob(f"*/.{name}"))
     monkeypatch.undo()
-    train.main([*flags, "--resume"])
-    np.testing.assert_equal(held(out).history, whole)
-    assert held(out).facts["status"] == "done"
+    run("--resume")
+    np.testing.assert_equal(held(run.folder).history, whole)
+    assert held(run.folder).facts["status"] == "done"
 
 
-def test_a_run_killed_under_overwrite_before_its_first_log_leaves_no_old_one_to_be_shown(flags, out, capsys):
+def test_a_run_killed_under_overwrite_before_its_first_log_leaves_nothing_of_the_old_one(run):
     def die(rows):
         raise SystemError
 
-    train.main(flags)
-    capsys.readouterr()
+    run()
     with pytest.raises(SystemError):
-        train.train(tiny(out=out, overwrite=True), die)
-    assert [*one(out).iterdir()] == []
-    train.main(flags)
-    assert "was run before" not in capsys.readouterr().out and rows(out) == 12
+        train.train(tiny(out=run.folder, overwrite=True), die)
+    assert [*one(run.folder).iterdir()] == [] and "was run before" not in run() and rows(run.folder) == 12
 
 
 # --- Bad input.

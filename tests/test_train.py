@@ -34,18 +34,6 @@ def tiny(**given):
     return train.configure(**dict(samples=64, width=8, depth=1, steps=12, sharpness_every=5) | given)
 
 
-@pytest.fixture
-def run(tmp_path, capsys):
-    """Runs a tiny command line and returns what it printed; run.folder is the folder of runs."""
-
-    def run(*flags):
-        train.main([*TINY, "--out", str(tmp_path / "runs"), *map(str, flags)])
-        return capsys.readouterr().out
-
-    run.folder = tmp_path / "runs"
-    return run
-
-
 def refused(capsys, *flags, late=False):
     """The one line that a command line is refused with, before any step unless it is late."""
     capsys.readouterr()
@@ -55,6 +43,21 @@ def refused(capsys, *flags, late=False):
     assert end.value.code == 2 and message.count("\n") == 1 and message.startswith("train.py: ")
     assert ("compiling" in out) == late
     return message
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """run(*flags): what the tiny command line prints; run.refused(*flags): what it is refused with; run.folder."""
+
+    def run(*flags):
+        capsys.readouterr()
+        train.main([*run.flags, *map(str, flags)])
+        return capsys.readouterr().out
+
+    run.folder = tmp_path / "runs"
+    run.flags = [*TINY, "--out", str(run.folder)]
+    run.refused = lambda *flags, **late: refused(capsys, *run.flags, *map(str, flags), **late)
+    return run
 
 
 def one(folder):
@@ -112,16 +115,13 @@ def test_flags_multiply_only_the_tuners_that_take_them_and_may_be_given_twice():
         assert config.distributed == words
 
 
-def test_each_run_of_a_product_has_a_folder_of_its_own():
+def test_each_run_has_a_folder_of_its_own_and_names_are_short():
     configs = train.configurations({"tuner": list(tuners.TUNERS), "lr": [0.1, 0.2], "sigma": [1.0, 2.0],
                                     "seed": [0, 1], "optimizer": ["gd", "adam"], "batch_size": [0, 32]})  # fmt: skip
     rates = [2 ** len({"lr", "sigma"} & set(train.options_of(tuner))) for tuner in tuners.TUNERS.values()]
     assert len({train.name_of(config) for config in configs}) == len(configs) == 8 * sum(rates)
-
-
-def test_neither_two_values_nor_a_value_and_its_rounding_share_a_folder_and_names_are_short():
     names = lambda *lrs: [train.name_of(train.configure(tuner="constant", lr=lr)).split("constant-")[1] for lr in lrs]
-    assert len({*names(0.2, 0.20000000001, 0.3, 0.1 + 0.2)}) == 4
+    assert len({*names(0.2, 0.20000000001, 0.3, 0.1 + 0.2)}) == 4  # a value and its rounding
     assert names(0.05, 0.02, 1e-5, 3.2e-4, 2.0, 100.0, 1e9) == [
         "lr0.05", "lr0.02", "lr1e-05", "lr0.00032", "lr2", "lr100", "lr1000000000"]  # fmt: skip
 
@@ -280,8 +280,9 @@ def test_the_lines_of_a_run_fit_eighty_columns_and_compiling_comes_first(run):
 def test_each_run_has_its_figure_each_command_its_overlay_and_the_one_that_is_named_exists(run, capsys, monkeypatch):
     tuners_of = lambda runs: " ".join(run.settings["tuner"] for run in runs)
     monkeypatch.setattr(plots, "draw", lambda runs, file: file.write_text(tuners_of(runs)))
+    run.flags.remove("--no-plot")
     for pair in ("cdat", "constant"), ("cdat", "linesearch"):
-        train.main([*TINY[:-1], "--tuner", *pair, "--out", str(run.folder)])
+        run("--tuner", *pair)
     drawn = sorted(file.read_text() for file in run.folder.glob("**/*.png"))
     assert drawn == ["cdat", "cdat constant", "cdat linesearch", "constant", "linesearch"]
     configs = [tiny(tuner=tuner, out=run.folder) for tuner in ("cdat", "greedy")]  # the second has not begun
@@ -289,7 +290,7 @@ def test_each_run_has_its_figure_each_command_its_overlay_and_the_one_that_is_na
     assert capsys.readouterr().out.splitlines()[-1] == f"figure: {train.folder_of(configs[0])}/figure.png"
 
 
-def test_a_quantity_more_is_a_column_more_and_a_checkpoint_of_other_columns_is_refused(run, capsys, monkeypatch):
+def test_a_quantity_more_is_a_column_more_and_a_checkpoint_of_other_columns_is_refused(run, monkeypatch):
     compiled = train.compiled
 
     def with_one_more(*args):
@@ -300,7 +301,7 @@ def test_a_quantity_more_is_a_column_more_and_a_checkpoint_of_other_columns_is_r
         monkeypatch.setattr(train, "compiled", first)
         run("--out", run.folder / first.__name__, "--steps", 6)
         monkeypatch.setattr(train, "compiled", then)
-        message = refused(capsys, *TINY, "--resume", "--out", str(run.folder / first.__name__))
+        message = run.refused("--resume", "--out", run.folder / first.__name__)
         assert "checkpoint.npz: of other columns" in message and "--overwrite" in message
     length = held(run.folder / "with_one_more").history["length"]
     assert np.flatnonzero(np.isfinite(length)).tolist() == [0, 5]
