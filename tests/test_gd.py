@@ -275,6 +275,7 @@ def test_a_file_that_may_be_copied_out_alone_imports_no_other(name):
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_examples_in_docstrings_run(name):
+def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where they leave their files
     failed, attempted = doctest.testmod(importlib.import_module(name.replace("/", ".")))
     assert attempted >= 3 and failed == 0
