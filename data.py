@@ -13,8 +13,7 @@ arrays, when every byte is accounted for: a file is what its format says, or an 
     pydocs       nothing: Python carries its documentation   text
 
 What is missing is downloaded, checked, and only then given its name. Training calls `load`, and `owned` and `write`.
-Copying: this file needs numpy, and Pillow for imagenette; the digits need their file beside it.
-Read next: train.py, which puts a model on these arrays.
+Copying: this file needs numpy, and Pillow for imagenette; the digits need their file beside it. Read next: train.py.
 """
 
 import gzip
@@ -102,10 +101,11 @@ def owned(folder):
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is at work there") from None
         yield
-    except BlockingIOError:
-        raise ValueError(f"{folder}: another process is at work there") from None
     finally:
         os.close(handle)
 
@@ -118,8 +118,9 @@ def write(path, fill):
             fill(stream)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path}: cannot be written, {error.strerror}; what was there is kept") from None
+        raise OSError(f"{path}: cannot be written, {error.strerror or error}; what was there is kept") from None
+    finally:
+        temporary.unlink(missing_ok=True)  # what is left where it was not renamed
 
 
 def download(url, part, timeout):
@@ -233,10 +234,7 @@ def read_cifar(path, limits):
 
 
 def read_image(path, size):
-    """The centre square of an image file as uint8 (size, size, 3), or ValueError.
-
-    Its short side is scaled to `size` by Pillow's bilinear filter; grey becomes red = green = blue.
-    """
+    """An image's centre square as uint8 (size, size, 3), scaled bilinearly, grey in all channels; or ValueError."""
     from PIL import Image, ImageOps  # here, so that the other data sets do without Pillow
 
     try:

@@ -451,6 +451,24 @@ def test_a_file_is_written_whole_or_stays_what_it_was(tmp_path):
     fails_in_one_line(lambda: data.write(absent, break_off), absent, "No such")
 
 
+def test_an_error_inside_an_owned_folder_stays_what_it_is(tmp_path):
+    with pytest.raises(BlockingIOError, match="of the body"), data.owned(tmp_path):
+        raise BlockingIOError(11, "of the body")
+    with data.owned(tmp_path):  # and the lock is gone
+        pass
+
+
+def test_a_write_that_fails_in_another_way_leaves_no_temporary_file_and_says_what_it_was(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        data.write(tmp_path / "file", lambda stream: 1 / 0)
+
+    def short(stream):  # as numpy reports it, without a number
+        raise OSError("10 requested and 3 written")
+
+    fails_in_one_line(lambda: data.write(tmp_path / "file", short), tmp_path / "file", "10 requested and 3 written")
+    assert list(tmp_path.iterdir()) == []
+
+
 # The downloader, against a server of our own
 
 
