@@ -13,7 +13,8 @@ arrays, when every byte is accounted for: a file is what its format says, or an 
     pydocs       nothing: Python carries its documentation   text
 
 What is missing is downloaded, checked, and only then given its name. Training calls `load`, and `owned` and `write`.
-Copying: this file needs numpy, and Pillow for imagenette; the digits need their file beside it. Read next: train.py.
+Copying: this file needs numpy, and Pillow for imagenette; the digits need their file beside it. A reader such as
+`read_idx` (of a Path) needs `read` and `require`; a loader also what it calls. Read next: plots.py.
 """
 
 import gzip
@@ -165,8 +166,7 @@ def unpack(archive, folder):
 def fetch(folder, name, sources=SOURCES, timeout=30.0):
     """The path folder/name; what is not there is downloaded, checked and only then named so.
 
-    timeout: seconds without a byte after which a server counts as gone. OSError says what to fetch by hand, and where
-    to.
+    timeout: seconds without a byte after which a server counts as gone. OSError: what to fetch by hand, and where to.
     """
     path = folder / name
     if path.exists():
@@ -208,8 +208,7 @@ def read_digits(path):
 
 
 def read_idx(path, *shape):
-    """An idx file (LeCun et al. 1998) as uint8 (n, *shape): 0, 0, 8, how many dimensions, these as big-endian int32,
-    bytes."""
+    """An idx file (LeCun et al. 1998) as uint8 (n, *shape): 0, 0, 8, ndim, each size as big-endian int32, bytes."""
     raw, ndim = read(path), 1 + len(shape)
     start, magic = 4 + 4 * ndim, bytes([0, 0, 8, ndim])
     require(len(raw) >= start and raw[:4] == magic, f"{path}: must be idx and start {magic.hex()}")

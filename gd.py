@@ -7,7 +7,8 @@ What this file teaches: every method here is the same loop,
     η  =  a learning rate                (a Tuner, from tuners.py or your own)
     w  =  w + η u
 
-and only the two middle lines differ. `make_step` is that loop's body, written once.
+and only the two middle lines differ. `make_step` is that loop's body, written once. Before it stands what it is made
+on: mini-batches, chunks of a batch, several devices, the losses of logits.
 
 Symbols: w parameters (any pytree), f(w) training loss with the batch bound, g = ∇f(w), u the update direction
 (it points downhill: gradient descent has u = −g), η the learning rate, P the preconditioner of u = −P⁻¹g.

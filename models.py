@@ -2,8 +2,8 @@
 
 What this file teaches: a network needs no framework. It is a function `init` that draws parameters w, a nested dict or
 list of arrays, and a function `apply` that maps w and a batch x to logits z; f(w) = loss(apply(w, x), y) goes as it
-stands into `jax.grad`, or into a jvp of a jvp. They are those of Section 3 of arXiv:2407.06183, a cnn and an rnn;
-PRESETS has the paper's sizes. No dropout anywhere.
+stands into `jax.grad`, or into a jvp of a jvp. The networks are those of Section 3 of arXiv:2407.06183, a cnn and an
+rnn; PRESETS has the paper's sizes. No dropout anywhere.
 
     images   x (batch, height, width, channels), float in [0, 1]   z (batch, classes)
     text     x (batch, characters), int                            z (batch, characters, classes)
@@ -62,7 +62,7 @@ def count(model):
 
 
 def check(model, axes, shape, **sizes):
-    """ValueError unless samples have so many axes, and sizes are whole and positive."""
+    """ValueError unless samples have so many axes, sizes are whole and positive, and patches make up the image."""
     sample = {3: "images (height, width, channels)", 1: "text (characters,)"}[axes]
     require(len(shape) == axes, f"{model} reads {sample}, not samples of shape {shape}")
     for name, size in sizes.items():
@@ -355,9 +355,10 @@ def vit(shape, classes, width=64, depth=2, patch=4, heads=4):
     tokens = 1 + shape[0] * shape[1] // patch**2
     spec = {
         "embed": dense_spec(patch * patch * shape[2], width),
-        "token": Normal((width,)), "positions": Normal((tokens, width), 0.02**2),
+        "token": Normal((width,)),
+        "positions": Normal((tokens, width), 0.02**2),
         **stack_spec(depth, width, classes, attention_spec(width, width)),
-    }  # fmt: skip
+    }
 
     def apply(w, x):
         x = dense(w["embed"], patches(x, patch))

@@ -6,8 +6,7 @@ near the value at which the optimizer would stop being stable on a quadratic (2 
     python plots.py runs/RUN [runs/RUN ...] -o FILE
 
 prints the table of these runs and draws them over each other. A run is a folder with a checkpoint.npz (`load_run`).
-Copying: this file needs numpy and matplotlib alone, and no screen.
-Read next: paper/README.md, for what came out.
+Copying: this file needs numpy and matplotlib alone, and no screen. Read next: paper/README.md, for what came out.
 """
 
 import argparse
@@ -61,7 +60,10 @@ def load_run(folder):
             settings, facts = json.loads(str(saved["settings"])), json.loads(str(saved["facts"]))
             columns = [name for name in saved.files if name.startswith("history/")]
             history = {name.removeprefix("history/"): saved[name].astype(float) for name in columns}
-        int(settings.get("steps", 0)), settings["tuner"], facts["status"], history["step"], history["loss"]
+            whole = saved.zip.testzip() is None  # the state as well, to go on from
+        named = "tuner" in settings and "status" in facts and {"step", "loss"} <= history.keys()
+        if not (whole and named and isinstance(settings.get("steps", 0), int)):
+            raise ValueError
     except OSError:  # of the system, which says nothing about the file
         raise
     except Exception:  # a broken archive makes its readers raise whatever they like
@@ -243,8 +245,7 @@ def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product"
 
 def panel(axis, quantity, runs):
     """One quantity of the runs of one setting."""
-    all_settings = [run.settings for run in runs]
-    names = [settings.get("name", label) for settings, label in zip(all_settings, labels(all_settings))]
+    names = [run.settings.get("name", label) for run, label in zip(runs, labels([run.settings for run in runs]))]
     kinds = {}  # how many of each tuner there are; the first one is drawn on top
     for name in dict.fromkeys(names):
         same = [run for run, its in zip(runs, names) if its == name]
@@ -261,7 +262,7 @@ def panel(axis, quantity, runs):
         top = 4 * max(starts) if quantity == "loss" else np.inf
         axis.set_ylim(0.7 * values.min(), min(1.4 * values.max(), top))  # what blows up must not press the others flat
     if quantity == "product":
-        edges = sorted({edge(settings) for settings in all_settings})
+        edges = sorted({edge(run.settings) for run in runs})
         axis.set_ylim(0, 2 * edges[-1])  # what is far above the edge is a start, or the end of a run
         for value in edges:
             axis.axhline(value, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)

@@ -1,8 +1,7 @@
 """Tuners: how the learning rate η is chosen, step by step.
 
-What this file teaches: the classical answers (a constant, a schedule, a linesearch, the minimiser of a
-quadratic model) and the paper's: stay on the edge of stability, `cdat`. Below the divider stands what it is compared
-with.
+What this file teaches: the classical answers (a constant, a linesearch, the minimiser of a quadratic model) and the
+paper's: stay on the edge of stability, `cdat`. What else can set the rate stands below the divider.
 
     symbol   meaning
     w        parameters, a pytree
@@ -17,9 +16,9 @@ with.
 A tuner is two pure functions: init(w) -> state, and rate(state, f, w, value, g, u) -> (η, state), with value = f(w),
 a scalar with no auxiliary output. w is float32 or float64, and η and the state are of its dtype.
 Where a rule has no answer (n/0, or what is not finite) η is 0: no step is taken. So an η that stays 0 says that u
-points uphill, or that f has no curvature along it. It does not save w from a u that is itself nan. Hyperparameters
-that are floats may be Python's or traced scalars of the dtype of w, so runs that differ only in them share a
-compilation. Each has a line in its tuner's docstring, which is also the help of its flag.
+points uphill, or that f has no curvature along it. It does not save w from a u that is itself nan.
+Hyperparameters that are floats may be Python's or traced scalars of the dtype of w, so runs that differ only in them
+share a compilation. An option has a line in its tuner's docstring, which is also the help of its flag.
 Copying: take a function, the helpers above it, and call rate between your gradient and your update, inside your jitted
 step. curvature needs forward-mode derivatives, which functions with a custom_vjp do not have.
 Paper: Roulet et al. 2024, arXiv:2407.06183; equation numbers are the paper's. Read next: sharpness.py.

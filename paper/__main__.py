@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+import data
 import plots
 import train
 from paper import results
-from paper.experiments import ALSO, EXPERIMENTS, configs
+from paper.experiments import ALSO, EXPERIMENTS, configs, words
 from paper.results import FIGURES
 
 HERE = Path(__file__).parent
@@ -71,14 +72,13 @@ def verdicts():
 
 def listing():
     """What there is to run, in Markdown, each with a link to its figure."""
-    rows = [[f"[`{name}`](figures/{name}.png)", experiment.time, experiment.words()]
+    rows = [[f"[`{name}`](figures/{name}.png)", experiment.time, words(experiment)]
             for name, experiment in EXPERIMENTS.items()]  # fmt: skip
     return results.markdown(["`python -m paper` …", "time", "claim or question"], rows)
 
 
 def costs(tuner):
-    """From figures/cost.txt: a step under one tuner in constant-rate steps, by model, and what a run costs beside its
-    steps."""
+    """From figures/cost.txt: a tuner's step in constant-rate steps, by model, and what a run costs beside its steps."""
     machine, _, steps, facts = (FIGURES / "cost.txt").read_text().strip().split("\n\n")
     cells = [line.strip("| ").split(" | ") for line in steps.splitlines()]
     rows = [[row[0], *row[2:5]] for row in cells if row[1] == tuner]
@@ -87,8 +87,7 @@ def costs(tuner):
 
 
 def with_tables(text):
-    """The text, with what stands between <!-- table: NAME --> (matrix, claims, list, cost) and <!-- end --> made
-    anew."""
+    """The text, with what stands between <!-- table: NAME --> (or matrix, claims, ...) and <!-- end --> made anew."""
     makers = {"table": lambda name: results.table(kinds(name)), "matrix": lambda name: results.matrix(kinds(name)),
               "claims": lambda _: verdicts(), "list": lambda _: listing(), "cost": costs}  # fmt: skip
     fill = lambda match: f"{match[1]}\n{makers[match[2]](match[3])}\n<!-- end -->"
@@ -98,7 +97,7 @@ def with_tables(text):
 def readme():
     """Writes the tables of README.md anew."""
     text = with_tables((HERE / "README.md").read_text())
-    train.data.write(HERE / "README.md", lambda stream: stream.write(text.encode()))
+    data.write(HERE / "README.md", lambda stream: stream.write(text.encode()))
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -137,7 +136,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     if options.list or not options.names:
         for name, experiment in EXPERIMENTS.items():
-            text = f"{name:12} {experiment.time:>13}  {experiment.words()}"
+            text = f"{name:12} {experiment.time:>13}  {words(experiment)}"
             print(textwrap.fill(text, 80, subsequent_indent=28 * " "))
     names = [ALSO.get(name, name) for name in options.names]
     for name in names:

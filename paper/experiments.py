@@ -120,12 +120,17 @@ class Experiment(NamedTuple):
     time: str  # on two cores, where no run is there yet
     runs: Callable  # runs(scale): dicts from flag to value or values
     draw: Callable  # draw(runs, file)
-    claims: list = []
+    claims: tuple = ()
     about: str = ""  # what is asked where the paper claims nothing
 
-    def words(self):
-        """The question and the claims."""
-        return "; ".join([self.about] * bool(self.about) + [claim.text for claim in self.claims])
+
+def words(experiment):
+    """What is asked and claimed.
+
+    >>> words(Experiment("1 min", None, None, [Claim("1", "it rises", None)], about="ours"))
+    'ours; it rises'
+    """
+    return "; ".join(filter(None, [experiment.about, *(claim.text for claim in experiment.claims)]))
 
 
 def everywhere(*tuners):

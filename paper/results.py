@@ -19,7 +19,6 @@ import numpy as np
 import data
 import plots
 import train
-import tuners
 from paper import theory
 
 FIGURES = Path(__file__).parent / "figures"
@@ -32,7 +31,7 @@ def label_of(config):
     ('polyak, lr max 100', 'CDAT σ = 1.5, beta 0.9')
     """
     words, plain = plots.labels([vars(config)]), train.configure(tuner=config.tuner)
-    for name in train.options_of(tuners.TUNERS[config.tuner]):
+    for name in train.options_of(train.PARTS["tuner"][config.tuner]):
         value = vars(config)[name]
         if name != plots.SHOWN.get(config.tuner) and value != vars(plain)[name]:
             words.append(f"{name.replace('_', ' ')} {value}".removesuffix(".0"))
@@ -54,9 +53,11 @@ def unseeded(config):
 
 
 def summary(run, target):
-    """A run as a row of numbers: product, alignment and turn are medians over its second half, rate and sharpness the
-    last values, gain the share of measured steps at which it is positive, reach the first step at which the loss is at
-    target."""
+    """A run as a row of numbers.
+
+    product, alignment and turn are medians over its second half, rate and sharpness the last values, gain the share of
+    measured steps at which it is positive, reach the first step at which the loss is at target.
+    """
     history, seconds = run.history, run.facts["seconds"]
     half = len(history["step"]) // 2
     median = lambda values: np.nanmedian(values[half:]) if np.isfinite(values[half:]).any() else np.nan

@@ -52,7 +52,7 @@ def test_the_runs_of_an_experiment_are_configurations_at_both_scales_and_its_fig
     found = {scale: experiments.configs(name, scale) for scale in ("laptop", "paper")}
     assert bool(found["laptop"]) == bool(found["paper"]) == (name not in WITHOUT_RUNS)
     assert all(config.steps <= 2000 for config in found["laptop"])
-    assert len(EXPERIMENTS[name].words()) > 20
+    assert len(experiments.words(EXPERIMENTS[name])) > 20
     two = list(dict.fromkeys(plots.setting_of(vars(config)) for config in found["laptop"]))[:2]  # each is a column
     runs = [plots.Run(vars(config) | {"run": results.row_of(config), "name": results.label_of(config)},
                       DIVERGED if k == 1 else HISTORY)
