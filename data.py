@@ -23,12 +23,13 @@ import os
 import sys
 import tarfile
 import tempfile
+import time
 import zlib
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -63,6 +64,8 @@ SOURCES = {
     "tinyshakespeare/input.txt": ("sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", KARPATHY),
 }
 
+LARGEST, SLOWEST = 4e8, 1e4  # bytes of a download, of which imagenette's is the largest, and bytes a second
+
 # Imagenette's classes, 0 to 9: tench, English springer, cassette player, chain saw, church,
 # French horn, garbage truck, gas pump, golf ball, parachute.
 WNIDS = ("n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 "
@@ -82,9 +85,11 @@ def say(line, end="\n"):
 
 def read(path, checksum=None):
     """The bytes of a file, decompressed if a .gz; ValueError if broken or of another checksum."""
+    require(path.is_file(), f"{path}: is not a file")  # a pipe would be waited for
+    content = path.read_bytes()
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            content = file.read()
+        if path.suffix == ".gz" and content[:2] == b"\x1f\x8b":  # browsers unpack, and may leave the name
+            content = gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: broken or cut short ({error})") from None
     if checksum:
@@ -97,9 +102,12 @@ def read(path, checksum=None):
 @contextmanager
 def owned(folder):
     """A folder, made if need be, for this process alone, or ValueError: a lock that ends with it, however it ends."""
-    import fcntl  # here, so that all else works on Windows, which has none
-
     folder.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":  # Windows has no such lock
+        yield
+        return
+    import fcntl
+
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -124,43 +132,20 @@ def write(path, fill):
         temporary.unlink(missing_ok=True)  # what is left where it was not renamed
 
 
-def download(url, part, timeout):
-    """Add to the file `part`, which later calls resume, what it lacks of url; OSError once a try brings no bytes."""
-    start = have = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        with urlopen(request, timeout=timeout) as reply:
-            have = have if reply.status == 206 else 0  # 206: the rest; 200: all, from the start
-            total = have + int(reply.headers.get("Content-Length") or 0)
-            part.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "ab" if have else "wb") as file:
-                while block := reply.read(1 << 18):
-                    file.write(block)
-                    have += len(block)
-                    if sys.stderr.isatty():
-                        say(f"\r  {have / 1e6:.1f} of {total / 1e6:.1f} MB ", end="")
-        if have < total:
-            raise OSError(f"the connection ended after {have} of {total} bytes")
-        say("  done")
-    except (OSError, HTTPException) as error:
-        if getattr(error, "code", None) == 416:  # no more is to come: the checksum judges what is
-            return
-        reason = " ".join(str(error).split())  # one line, whatever the server said
-        say(f"  {reason}")
-        if have <= start:
-            raise OSError(reason) from None
-        download(url, part, timeout)
-
-
-def unpack(archive, folder):
-    """Turn a tar file into `folder`, the one folder in it, or nothing: ValueError for links, TarError for odd names."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                require(member.isreg() or member.isdir(), f"{archive}: {member.name} is no file")
-                tar.extract(member, temporary, filter="data")
-        Path(temporary, folder.name).replace(folder)
-    archive.unlink()
+def download(reply, file, timeout):
+    """The body of a server's reply as a file. OSError where it is cut short, comes too slowly, or does not end."""
+    total, have, began = int(reply.headers.get("Content-Length") or 0), 0, time.time()
+    with open(file, "wb") as stream:
+        while block := reply.read1(1 << 18):
+            have += stream.write(block)
+            seconds = time.time() - began
+            if have > LARGEST or have < SLOWEST * (seconds - timeout):
+                raise OSError(f"gave up after {have} bytes in {seconds:.0f} s")
+            if sys.stderr.isatty():
+                say(f"\r  {have / 1e6:.1f} of {total / 1e6:.1f} MB ", end="")
+    if have < total:
+        raise OSError(f"the connection ended after {have} of {total} bytes")
+    say("  done")
 
 
 def fetch(folder, name, sources=SOURCES, timeout=30.0):
@@ -169,26 +154,34 @@ def fetch(folder, name, sources=SOURCES, timeout=30.0):
     timeout: seconds without a byte after which a server counts as gone. OSError: what to fetch by hand, and where to.
     """
     path = folder / name
+    if path.suffix == ".gz" and path.with_suffix("").exists():  # unpacked by a browser
+        return path.with_suffix("")
     if path.exists():
         return path
     checksum, *urls = sources[name]
     urls = [url + path.name if url.endswith("/") else url for url in urls]
     archive = urls[0].endswith((".tgz", ".tar.gz"))
     require(not archive or hasattr(tarfile, "data_filter"), f"{path}: needs Python 3.11.4")
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
     failures = []
     for url in urls:
+        say(f"downloading {url}")
         try:
-            say(f"downloading {url}")
-            download(url, part, timeout)
-            read(part, checksum)
-            unpack(part, path) if archive else part.replace(path)
+            with urlopen(url, timeout=timeout) as reply:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:  # of this process alone
+                    new = Path(temporary, f"download{path.suffix}")
+                    download(reply, new, timeout)
+                    read(new, checksum)
+                    if archive:
+                        with tarfile.open(new) as tar:
+                            tar.extractall(temporary, filter="data")  # TarError for what would lie outside
+                        new = Path(temporary, path.name)
+                    if not path.exists():  # another process may have been faster
+                        new.replace(path)
             return path
-        except (ValueError, tarfile.TarError) as error:  # what came is bad: do not resume it
-            part.unlink(missing_ok=True)
-            failures.append(f"{error}; deleted")
-        except OSError as error:  # what came is good as far as it goes
-            failures.append(str(error))
+        except (ValueError, OSError, HTTPException, tarfile.TarError) as error:
+            failures.append(" ".join(str(error).split()))  # one line, whatever the server said
+            say(f"  {failures[-1]}")
     how = f"unpack it in {folder}" if archive else f"save it as {path}"
     why, where = "; ".join(failures), " or ".join(urls)
     raise OSError(f"{path}: missing and not downloaded ({why}): fetch {where} and {how}")
@@ -247,7 +240,7 @@ def read_images(paths, size, cache):
     """Image files as uint8 (n, size, size, 3), kept in the .npz file `cache` while none changes."""
     key = repr([(size, p.parts[-3:], p.stat().st_size, p.stat().st_mtime_ns) for p in paths])
     with suppress(Exception), open(cache, "rb") as file, np.load(file) as kept:  # broken: anew
-        if str(kept["key"]) == key:
+        if str(kept["key"]) == key and len(kept["x"]) == len(paths):
             return kept["x"]
     say(f"decoding {len(paths)} images")
     x = np.stack([read_image(path, size) for path in paths])
@@ -346,7 +339,7 @@ def imagenette(folder, image_size=224):
     def files(part):
         odd = ", ".join(sorted({path.name for path in part.glob("n*")} ^ set(WNIDS)))
         require(not odd, f"{part}: must hold the ten classes; missing or unknown: {odd}")
-        groups = [sorted((part / wnid).glob("*.JPEG")) for wnid in WNIDS]
+        groups = [sorted((part / wnid).glob("[!.]*.JPEG")) for wnid in WNIDS]
         require(all(groups), f"{part}: must hold .JPEG files in each of its class folders")
         return sum(groups, []), np.repeat(np.arange(10), [len(group) for group in groups])
 
@@ -387,7 +380,7 @@ def load(name, folder="datasets", samples=0, test_samples=0, standardize=False, 
     >>> data.x.shape, data.y.shape, data.x_test.shape, data.classes
     ((1024, 8, 8, 1), (1024,), (360, 8, 8, 1), 10)
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     require(name in DATASETS, f"unknown data set {name!r}, must be one of {', '.join(DATASETS)}")
     require(folder.is_dir() or folder == Path("datasets"), f"{folder}: there is no such folder")
     x, y, x_test, y_test, classes = DATASETS[name](folder, **options)
