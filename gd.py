@@ -13,11 +13,13 @@ on: mini-batches, chunks of a batch, several devices, the losses of logits.
 Symbols: w parameters (any pytree), f(w) training loss with the batch bound, g = ∇f(w), u the update direction
 (it points downhill: gradient descent has u = −g), η the learning rate, P the preconditioner of u = −P⁻¹g.
 Copying: this file needs JAX and numpy alone. Nothing here is jitted: jit the step you make (its carry can be donated).
-Parameters are float32 or float64: in half precision β₂ᵗ and ν lose their digits. An optimizer's options have a line
-each in its docstring, which is also the help of its flag.
+Parameters are float32 or float64 (in half precision β₂ᵗ and ν lose their digits), and states keep their dtype, whatever
+that of the hyperparameters. An optimizer's options have a line each in its docstring, which is also its flag's help.
 Paper: Roulet et al. 2024, arXiv:2407.06183, Sections 2 and 4, Appendix B. Read next: tuners.py.
 """
 
+import os
+from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -44,22 +46,19 @@ class Carry(NamedTuple):
 
 
 def dot(a, b):
-    """Inner product of two pytrees of one structure, a scalar.
-
-    >>> float(dot({"a": jnp.ones(2)}, {"a": jnp.array([1.0, 2.0])}))
-    3.0
-    """
+    """Inner product of two pytrees of one structure, a scalar."""
     # Not jnp.vdot: a matrix product may run in reduced precision on an accelerator, a sum does not.
     return sum(jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def norm(a):
-    """Euclidean norm of a pytree, a scalar.
-
-    >>> float(norm([jnp.array([3.0]), jnp.array([4.0])]))
-    5.0
-    """
+    """Euclidean norm of a pytree, a scalar."""
     return jnp.sqrt(dot(a, a))
+
+
+def average(old, new, a, b):
+    """a old + b new, for two pytrees, in the dtypes of the old one."""
+    return jax.tree.map(lambda old, new: (a * old + b * new).astype(old.dtype), old, new)
 
 
 def gd():
@@ -91,12 +90,10 @@ def momentum(momentum=0.9):
     """
 
     def direction(m, g):
-        m = jax.tree.map(lambda m, g: momentum * m + g, m, g)
+        m = average(m, g, momentum, 1)
         return jax.tree.map(jnp.negative, m), m
 
-    return Optimizer(
-        init=lambda w: jax.tree.map(jnp.zeros_like, w), direction=direction, scale=lambda m: None
-    )
+    return Optimizer(init=lambda w: jax.tree.map(jnp.zeros_like, w), direction=direction, scale=lambda m: None)
 
 
 def rmsprop(beta2=0.999, eps=1e-8):
@@ -115,8 +112,8 @@ def rmsprop(beta2=0.999, eps=1e-8):
     """
 
     def direction(nu, g):
-        nu = jax.tree.map(lambda nu, g: beta2 * nu + (1 - beta2) * g**2, nu, g)
-        return jax.tree.map(lambda nu, g: -g / jnp.sqrt(nu + eps), nu, g), nu
+        nu = average(nu, jax.tree.map(jnp.square, g), beta2, 1 - beta2)
+        return jax.tree.map(lambda nu, g: (-g / jnp.sqrt(nu + eps)).astype(g.dtype), nu, g), nu
 
     def scale(nu):
         return jax.tree.map(lambda nu: (nu + eps) ** -0.25, nu)  # P = diag(√(ν + ε))
@@ -146,9 +143,9 @@ def adam(beta1=0.9, beta2=0.999, eps=1e-8):
     def direction(state, g):
         m, nu, t = state
         t = t + 1
-        m = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, m, g)
-        nu = jax.tree.map(lambda nu, g: beta2 * nu + (1 - beta2) * g**2, nu, g)
-        u = jax.tree.map(lambda m, p: -m / (1 - beta1**t) / p, m, preconditioner(nu, t))
+        m = average(m, g, beta1, 1 - beta1)
+        nu = average(nu, jax.tree.map(jnp.square, g), beta2, 1 - beta2)
+        u = jax.tree.map(lambda m, p: (-m / (1 - beta1**t) / p).astype(m.dtype), m, preconditioner(nu, t))
         return u, (m, nu, t)
 
     def preconditioner(nu, t):
@@ -161,7 +158,7 @@ def adam(beta1=0.9, beta2=0.999, eps=1e-8):
     return Optimizer(init, direction, scale)
 
 
-OPTIMIZERS = {"gd": gd, "momentum": momentum, "rmsprop": rmsprop, "adam": adam}
+OPTIMIZERS = {f.__name__: f for f in (gd, momentum, rmsprop, adam)}
 
 
 def mean_over_chunks(fn, size):
@@ -221,9 +218,6 @@ def over_devices(size):
     The batch is split over the largest number of devices that divides it, all else is on each of them; given arrays
     that lie like that the compiler does the rest. ValueError where several processes would leave a device without
     samples.
-
-    >>> over_devices(64) if jax.device_count() == 1 else (None, None)
-    (None, None)
     """
     devices = jax.devices()
     if len(devices) == 1:
@@ -233,6 +227,26 @@ def over_devices(size):
         raise ValueError(f"a batch of {size} samples cannot be laid evenly over {len(devices)} devices")
     mesh = jax.sharding.Mesh(np.array(devices[:used]), ("samples",))
     return NamedSharding(mesh, PartitionSpec("samples")), NamedSharding(mesh, PartitionSpec())
+
+
+def set_up(distributed=None):
+    """What JAX must know before it starts, unless its own variables say otherwise: where compiled programs are kept.
+
+    distributed: [] or ["HOST:PORT", how many, which] for one of several processes, where a cluster does not say so.
+    """
+    if "device_count" in os.environ.get("XLA_FLAGS", ""):  # CPU devices wait for each other in one pool of threads,
+        os.environ.setdefault("NPROC", "64")  # as many as there are cores: too few, and they wait for ever
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stepping-on-the-edge")
+    if not jax.config.jax_compilation_cache_dir and cache.is_absolute():  # it is not where a user has no home
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if distributed is not None:
+        try:
+            address, count, which = distributed or (None, None, None)
+            print(f"waiting for the processes of {address or 'the cluster'}", flush=True)
+            jax.distributed.initialize(address, count and int(count), which and int(which))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"--distributed takes HOST:PORT HOW_MANY WHICH, or no word: {error}") from None
 
 
 def mse(logits, y):
@@ -257,13 +271,8 @@ LOSSES = {"mse": mse, "ce": ce}
 
 
 def init_carry(w, optimizer, tuner):
-    """What a step carries to the next: parameters, both states and a zero direction.
-
-    >>> from types import SimpleNamespace
-    >>> half = SimpleNamespace(init=lambda w: (), rate=lambda state, f, w, value, g, u: (0.5, state))
-    >>> init_carry(jnp.ones(2), gd(), half).u.tolist()
-    [0.0, 0.0]
-    """
+    """What the first step is given: parameters, both states and a zero direction."""
+    w = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), w)  # of a fixed dtype, as after a step
     return Carry(w, optimizer.init(w), tuner.init(w), jax.tree.map(jnp.zeros_like, w))
 
 
@@ -274,7 +283,7 @@ def make_step(loss, optimizer, tuner, chunk_size=0):
     init(w) -> state and rate(state, f, w, value, g, u) -> (η, state).
     Returns step(carry, batch) -> (carry, metrics). The metrics are scalars measured at w before it moves:
     loss f(w), learning_rate η, grad_norm ‖g‖, and turn, the cosine between this direction and the last
-    (nan at the first step). Costs one gradient, and what the tuner asks of f.
+    (0 at the first step). Costs one gradient, and what the tuner asks of f.
 
     >>> from types import SimpleNamespace
     >>> half = SimpleNamespace(init=lambda w: (), rate=lambda state, f, w, value, g, u: (0.5, state))
@@ -294,13 +303,14 @@ def make_step(loss, optimizer, tuner, chunk_size=0):
         value, g = value_and_grad(w, batch)
         u, optimizer_state = optimizer.direction(optimizer_state, g)
         eta, tuner_state = tuner.rate(tuner_state, f, w, value, g, u)
+        lengths = norm(u) * norm(u_last)
         metrics = {
             "loss": value,
             "learning_rate": eta,
             "grad_norm": norm(g),
-            "turn": dot(u, u_last) / (norm(u) * norm(u_last)),
+            "turn": dot(u, u_last) / jnp.where(lengths > 0, lengths, 1),
         }
-        w = jax.tree.map(lambda w, u: w + eta * u, w, u)
+        w = jax.tree.map(lambda w, u: (w + eta * u).astype(w.dtype), w, u)
         return Carry(w, optimizer_state, tuner_state, u), metrics
 
     return step

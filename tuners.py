@@ -14,16 +14,20 @@ paper's: stay on the edge of stability, `cdat`. What else can set the rate stand
     σ, β     scaling factor of CDAT, and the decay of its moving averages
 
 A tuner is two pure functions: init(w) -> state, and rate(state, f, w, value, g, u) -> (η, state), with value = f(w),
-a scalar with no auxiliary output. w is float32 or float64, and η and the state are of its dtype.
+one number without auxiliary output. w is float32 or float64, and η and the state are of its dtype, whatever that of
+the data and of the hyperparameters; TypeError else: keep a float32 copy of parameters in half precision.
 Where a rule has no answer (n/0, or what is not finite) η is 0: no step is taken. So an η that stays 0 says that u
 points uphill, or that f has no curvature along it. It does not save w from a u that is itself nan.
-Hyperparameters that are floats may be Python's or traced scalars of the dtype of w, so runs that differ only in them
-share a compilation. An option has a line in its tuner's docstring, which is also the help of its flag.
+Hyperparameters that are floats may be traced, so runs that differ only in them share a compilation. An option has a
+line in its tuner's docstring, which is also the help of its flag.
 Copying: take a function, the helpers above it, and call rate between your gradient and your update, inside your jitted
-step. curvature needs forward-mode derivatives, which functions with a custom_vjp do not have.
+step. On several devices f, value and g must be those of the whole batch: in pmap and shard_map f is
+lambda w: jax.lax.pmean(loss(w, batch), "devices") and g a pmean too, or each device takes a rate of its own. The
+length of u cancels in ηu (with β = 0): clip or schedule ηu, not u.
 Paper: Roulet et al. 2024, arXiv:2407.06183; equation numbers are the paper's. Read next: sharpness.py.
 """
 
+import math
 from typing import Callable, Literal, NamedTuple
 
 import jax
@@ -39,43 +43,39 @@ class Tuner(NamedTuple):
 
 
 def dot(a, b):
-    """Inner product of two pytrees of one structure, a scalar.
-
-    >>> float(dot([jnp.ones(2)], [jnp.array([1.0, 2.0])]))
-    3.0
-    """
+    """Inner product of two pytrees of one structure, a scalar."""
     return sum(jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def move(w, eta, u):
-    """w + ηu.
-
-    >>> move(jnp.ones(2), 0.5, jnp.array([2.0, 4.0])).tolist()
-    [2.0, 3.0]
-    """
-    return jax.tree.map(lambda w, u: w + eta * u, w, u)
+    """w + ηu."""
+    return jax.tree.map(lambda w, u: (w + eta * u).astype(w.dtype), w, u)
 
 
 def scalar(value, w):
-    """A number as an array of the dtype of w: what scalar states start from.
-
-    >>> scalar(0, jnp.ones(2)).dtype
-    dtype('float32')
-    """
-    return jnp.asarray(value, jnp.result_type(*jax.tree.leaves(w)))
+    """A number as an array of the dtype of w, which must be float32 or float64; TypeError unless it is one number."""
+    dtypes = {str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(w)}
+    if not dtypes <= {"float32", "float64"}:
+        raise TypeError(f"w must be float32 or float64, not {' and '.join(sorted(dtypes))}")
+    if jax.tree.structure(value) != jax.tree.structure(0) or jnp.shape(value):
+        raise TypeError("f(w) must be one number, without auxiliary output: give the tuner lambda w: f(w)[0]")
+    return jnp.asarray(value, max(dtypes))
 
 
 def curvature(f, w, u):
     """uᵀHu, the second derivative of t ↦ f(w + tu) at t = 0 (27): a jvp of a jvp.
 
     f(w) -> scalar; w and u pytrees of the same arrays; a scalar. Forward over forward: no activation is stored,
-    whatever the depth. Costs about four forward passes beside the one that is shared with the gradient.
+    whatever the depth. Costs about four forward passes beside the one that is shared with the gradient. Functions with
+    a custom_vjp have no forward mode: for these dot(u, jax.jvp(jax.grad(f), (w,), (u,))[1]), at the price of two
+    gradients.
 
     >>> f = lambda w: w[0] ** 2 + w[0] * w[1]
     >>> float(curvature(f, jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])))
     6.0
     """
-    slope = lambda w: jax.jvp(f, (w,), (u,))[1]  # t ↦ f(w + tu) has the derivative ∇f(w + tu)·u
+    number = lambda w: scalar(f(w), w)
+    slope = lambda w: jax.jvp(number, (w,), (u,))[1]  # t ↦ f(w + tu) has the derivative ∇f(w + tu)·u
     return jax.jvp(slope, (w,), (u,))[1]
 
 
@@ -117,24 +117,26 @@ def linesearch(slope=1e-4, slack=0.0, shrink=0.8, grow=4.0, lr_max=1.0, max_tria
 
         def fails(search):
             eta, trials = search
-            trial = f(move(w, eta, u))
+            trial = scalar(f(move(w, eta, u)), w)
             accepted = trial <= (1 + slack) * value + slope * eta * decrease  # (26)
             return ~(accepted & jnp.isfinite(trial)) & (trials < max_trials)
 
         def shorter(search):
             eta, trials = search
-            return shrink * eta, trials + 1
+            return scalar(shrink * eta, w), trials + 1
 
         guess = jnp.where(eta_last > 0, jnp.minimum(grow * eta_last, lr_max), lr_max)
-        eta, trials = jax.lax.while_loop(fails, shorter, (guess, 0))
-        eta = jnp.where(trials < max_trials, eta, 0)
+        eta, trials = jax.lax.while_loop(fails, shorter, (scalar(guess, w), 0))
+        eta = scalar(jnp.where(trials < max_trials, eta, 0), w)
         return eta, eta
 
     return Tuner(init=lambda w: scalar(0, w), rate=rate)
 
 
-def greedy():
+def greedy(lr_max=math.inf):
     """The quadratically greedy rule (3), η = −g·u / uᵀHu: the minimiser of the quadratic model along u.
+
+    lr_max: largest learning rate
 
     Deviation: it is `cdat` at σ = 1, so where uᵀHu < 0 and the model has no minimum, |uᵀHu| takes its place.
     Costs one curvature.
@@ -144,22 +146,24 @@ def greedy():
     >>> float(greedy().rate(greedy().init(w), f, w, f(w), g, -g)[0])
     0.25
     """
-    return cdat(sigma=1.0)
+    return cdat(sigma=1.0, lr_max=lr_max)
 
 
-def cdat(sigma=2.0, beta=0.0, damping=0.0):
+def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf):
     """CDAT (8), curvature dynamics aware tuning: σ times the minimiser of the quadratic model along u.
 
-        η = σ n/d,   n = max(−g·u, 0),   d = |uᵀHu| + ε
+        η = min(σ n/d, lr_max),   n = max(−g·u, 0),   d = |uᵀHu| + ε
 
     sigma: σ, the scaling factor; for cdat 1 is greedy (3) and 2 on edge (7)
     beta: β, the decay of the moving averages of n and d
     damping: ε, added to the curvature; 0 throughout the paper
+    lr_max: largest learning rate
 
     σ = 2 gives the largest η at which the quadratic model is not above f(w); were u the top eigenvector, ηλ would be 2.
     With β in (0, 1) n and d are moving averages, both from zero, whose start-up bias cancels in the ratio. Adam needs
     that even on the full batch (0.9), and where n/d jumps, as with RMSProp on transformers, it keeps a run together.
-    The state is (n, d). Costs one curvature.
+    Where an overshoot has saturated every softmax of a cross-entropy, uᵀHu underflows to 0: η is 0 from then on unless
+    there is an lr_max, which takes its place. The state is (n, d). Costs one curvature.
 
     >>> f = lambda w: 2 * w**2  # here H = λ = 4
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -173,10 +177,10 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0):
         n = jnp.maximum(-dot(g, u), 0)
         d = jnp.abs(curvature(f, w, u)) + damping
         finite = jnp.isfinite(n) & jnp.isfinite(d)  # what is not must not enter the averages, which would keep it
-        n = jnp.where(finite, (1 - beta) * n + beta * state[0], state[0])
-        d = jnp.where(finite, (1 - beta) * d + beta * state[1], state[1])
-        eta = sigma * n / d  # (8)
-        return jnp.where(finite & jnp.isfinite(eta), eta, 0), (n, d)
+        n = scalar(jnp.where(finite, (1 - beta) * n + beta * state[0], state[0]), w)
+        d = scalar(jnp.where(finite, (1 - beta) * d + beta * state[1], state[1]), w)
+        eta = jnp.minimum(sigma * n / d, lr_max)  # (8)
+        return scalar(jnp.where(finite & jnp.isfinite(eta), eta, 0), w), (n, d)
 
     return Tuner(init=lambda w: (scalar(0, w), scalar(0, w)), rate=rate)
 
@@ -230,7 +234,7 @@ def polyak(f_min=0.0, lr_max=1.0):
 
     def rate(state, f, w, value, g, u):
         eta = jnp.minimum((value - f_min) / dot(g, g), lr_max)  # (23)
-        return jnp.where(eta > 0, eta, 0), state  # 0 where it is 0/0, or f(w) fell below f_min
+        return scalar(jnp.where(eta > 0, eta, 0), w), state  # 0 where it is 0/0, or f(w) fell below f_min
 
     return Tuner(init=lambda w: (), rate=rate)
 
@@ -256,20 +260,16 @@ def hypergradient(lr=0.1, hyper_rate=0.1):
     def rate(state, f, w, value, g, u):
         eta, u_last = state
         cos = dot(g, u_last) / jnp.sqrt(dot(g, g)) / jnp.sqrt(dot(u_last, u_last))
-        eta = eta * (1 - hyper_rate * jnp.where(jnp.isfinite(cos), cos, 0))  # (24)
+        eta = scalar(eta * (1 - hyper_rate * jnp.where(jnp.isfinite(cos), cos, 0)), w)  # (24)
         return eta, (eta, u)
 
     return Tuner(init=lambda w: (scalar(lr, w), jax.tree.map(jnp.zeros_like, w)), rate=rate)
 
 
 def noise_like(w):
-    """A fixed normal random vector shaped like w.
-
-    >>> noise_like(jnp.ones(3)).shape
-    (3,)
-    """
+    """A fixed normal random vector shaped like w."""
     flat, unravel = ravel_pytree(w)
-    return unravel(jax.random.normal(jax.random.key(0), flat.shape, flat.dtype))
+    return unravel(jax.random.normal(jax.random.key(0), flat.shape, scalar(0, w).dtype))
 
 
 def exact(sigma=2.0, iterations=5):
@@ -307,7 +307,7 @@ def exact(sigma=2.0, iterations=5):
         found |= dot(off, off) < (0.1 * lam) ** 2
         eta = sigma / lam  # (25)
         v = jax.tree.map(lambda v, last: jnp.where(jnp.isfinite(lam), v, last), v, state[0])
-        return jnp.where(found & (lam > 0), eta, 0), (v, found)
+        return scalar(jnp.where(found & (lam > 0), eta, 0), w), (v, found)
 
     def scaled(v):  # to unit length; zero stays zero
         length = jnp.sqrt(dot(v, v))
@@ -316,7 +316,7 @@ def exact(sigma=2.0, iterations=5):
     return Tuner(init=lambda w: (noise_like(w), jnp.zeros((), bool)), rate=rate)
 
 
-def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0):
+def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0, lr_max=math.inf):
     """CDAT over the edge and back: ours, not the paper's.
 
         m ← average m + (1 − average) f(w),   σ = 1 where f(w) > (1 + τ) m, else sigma_high,   η = σ n/d (8)
@@ -325,6 +325,7 @@ def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0):
     tolerance: τ, the relative rise of the loss over its average that resets
     average: decay of the loss's moving average m
     beta: β of cdat, the decay of the moving averages of n and d
+    lr_max: largest learning rate
 
     A fixed σ of 2.5 lowers sharpness and loss fastest, and may diverge. What grows is the part of u along the steepest
     directions; once that dominates u, one greedy step (σ = 1) takes most of it out. So this oversteps while the loss is
@@ -345,13 +346,13 @@ def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0):
 
     def rate(state, f, w, value, g, u):
         m, averages = state
-        new = jnp.where(jnp.isnan(m), value, average * m + (1 - average) * value)
-        m = jnp.where(jnp.isfinite(value), new, m)
+        new = jnp.where(jnp.isinf(m), value, average * m + (1 - average) * value)  # it is inf before the first loss
+        m = scalar(jnp.where(jnp.isfinite(value), new, m), w)
         sigma = jnp.where(value > (1 + tolerance) * m, 1.0, sigma_high)
-        eta, averages = cdat(sigma, beta).rate(averages, f, w, value, g, u)
+        eta, averages = cdat(sigma, beta, lr_max=lr_max).rate(averages, f, w, value, g, u)
         return eta, (m, averages)
 
-    return Tuner(init=lambda w: (scalar(jnp.nan, w), cdat().init(w)), rate=rate)
+    return Tuner(init=lambda w: (scalar(jnp.inf, w), cdat().init(w)), rate=rate)
 
 
 def greedy_gain(f, w, u):
@@ -367,14 +368,5 @@ def greedy_gain(f, w, u):
     return f(move(w, 2 * eta, u)) - f(move(w, eta, u))
 
 
-TUNERS = {
-    "constant": constant,
-    "linesearch": linesearch,
-    "greedy": greedy,
-    "cdat": cdat,
-    "schedule": schedule,
-    "polyak": polyak,
-    "hypergradient": hypergradient,
-    "exact": exact,
-    "feedback": feedback,
-}
+RULES = constant, linesearch, greedy, cdat, schedule, polyak, hypergradient, exact, feedback
+TUNERS = {rule.__name__: rule for rule in RULES}

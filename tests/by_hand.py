@@ -6,7 +6,7 @@ the two have no line in common.
 """
 
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ import numpy as np
 
 import gd
 from gd import OPTIMIZERS
-from tuners import TUNERS
+from tuners import TUNERS, cdat
 
 # The problem: squared error of tanh(x·weight + bias). Not quadratic, not convex, and five parameters small.
 DECAY = 0.1
@@ -138,3 +138,23 @@ def assert_same_training(ours, theirs, rtol=1e-8):
     for name in "w", "u", "eta", "after":
         a, b = (np.array([getattr(now, name) for now in past]) for past in (ours, theirs))
         np.testing.assert_allclose(a, b, rtol, rtol * np.abs(b).max(), err_msg=name)
+
+
+# A batch over two devices.
+def averaged_over_devices(w, batch, tuner, state, right):
+    """The rate that each device takes, of its own share of the batch."""
+    mean = partial(jax.lax.pmean, axis_name="devices") if right else lambda value: value
+    f = lambda w: mean(jnp.mean((batch @ w - 1) ** 2))
+    value, g = jax.value_and_grad(f)(w)
+    g = jax.lax.pmean(g, "devices")
+    return tuner.rate(state, f, w, value, g, -g)[0]
+
+
+def rates_on_two_devices(spread):
+    """Of f as the mean over the devices, of f as each has it, and of the whole batch on one."""
+    w, batch, tuner = jnp.array([0.5, -1.0]), jnp.array([[1.0, 2.0], [0.5, 0.1], [3.0, -1.0], [2.0, 2.0]]), cdat()
+    rates = [spread(partial(averaged_over_devices, tuner=tuner, state=tuner.init(w), right=right))(
+        w, batch.reshape(2, 2, 2)) for right in (True, False)]  # fmt: skip
+    f = lambda w: jnp.mean((batch @ w - 1) ** 2)
+    value, g = jax.value_and_grad(f)(w)
+    return [np.ravel(rate).tolist() for rate in rates] + [float(tuner.rate(tuner.init(w), f, w, value, g, -g)[0])]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import DIRECTIONS, FULL, MINI, START, assert_same_training, derivatives, loss, pytree, train, train_by_hand
+from by_hand import DIRECTIONS, FULL, MINI, START, assert_same_training, derivatives, loss, pytree, rates_on_two_devices
+from by_hand import train, train_by_hand
 from jax import jit
 
 import gd
@@ -330,3 +331,94 @@ def test_feedback_forgets_a_loss_that_is_not_a_number():
     assert state[0] == 7
     for bad in np.nan, np.inf:
         assert rate_of("feedback", A, ONES, state=state, value=bad)[1][0] == 7
+
+
+# --- In other people's loops.
+
+LINE = lambda w: jnp.sum(w["a"] ** 2) + jnp.sum(jnp.cosh(w["b"]))
+AT = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
+
+
+def each(name, **numbers):
+    """A tuner, and what it says of LINE at AT for u = −g."""
+    steps = {"steps": 20} if name == "schedule" else {}
+    rule = TUNERS[name](**steps, **numbers)
+    value, g = jax.value_and_grad(LINE)(AT)
+    return rule, value, g, jax.tree.map(jnp.negative, g)
+
+
+@pytest.mark.parametrize("name", ["greedy", "cdat"])
+def test_the_length_of_the_direction_cancels_in_the_step(name):
+    rule, value, g, u = each(name)
+    steps = []
+    for scale in 1e-3, 1.0, 1e3:
+        scaled = jax.tree.map(lambda u: scale * u, u)
+        eta, _ = rule.rate(rule.init(AT), LINE, AT, value, g, scaled)
+        steps.append(jax.tree.map(lambda u: eta * u, scaled))
+    for step in steps[1:]:
+        for ours, theirs in zip(jax.tree.leaves(step), jax.tree.leaves(steps[0])):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_devices_take_the_rate_of_the_whole_batch_where_f_is_the_mean_over_them():
+    spread = lambda fn: jax.vmap(fn, (None, 0), axis_name="devices")  # as pmap does; see test_train.py for real devices
+    mean, own, whole = rates_on_two_devices(spread)
+    assert mean == pytest.approx([whole, whole], rel=1e-6) and abs(own[0] / own[1] - 1) > 0.1
+
+
+@pytest.mark.parametrize("name", TUNERS)
+def test_eta_and_state_have_the_dtype_of_w_whatever_that_of_data_and_numbers(name):
+    with jax.enable_x64(True):
+        w, data = jnp.ones(3, jnp.float32), jnp.arange(6.0).reshape(2, 3)
+        assert data.dtype == "float64"
+        numbers = {key: np.float64(value) for key, value in NUMBERS.get(name, {}).items()}
+        rule = TUNERS[name](**({"steps": 9} if name == "schedule" else {}), **numbers)
+        carry = gd.init_carry(w, gd.gd(), rule)
+        step = gd.make_step(lambda w, data: jnp.mean((data @ w - 1) ** 2), gd.gd(), rule)
+        one = jit(lambda carry, _: step(carry, data))
+        end, metrics = jax.lax.scan(one, carry, length=3)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves((end, metrics["learning_rate"]))]
+    assert dtypes == [leaf.dtype for leaf in jax.tree.leaves((carry, jnp.float32(0)))]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "complex64"])
+@pytest.mark.parametrize("name", TUNERS)
+def test_parameters_that_are_neither_float32_nor_float64_are_refused_in_one_line(name, dtype):
+    w = {"a": jnp.ones(2, dtype), "b": jnp.ones(2)}
+    rule, value, g, u = each(name)
+    both = " and ".join(sorted([dtype, "float32"]))
+    with pytest.raises(TypeError, match=f"w must be float32 or float64, not {both}") as refused:
+        rule.rate(rule.init(w), LINE, w, value, g, u)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["linesearch", "greedy", "cdat", "feedback"])
+def test_a_loss_with_auxiliary_output_is_refused_in_one_line_that_says_what_to_give(name):
+    rule, value, g, u = each(name)
+    for f in lambda w: (LINE(w), "more"), lambda w: LINE(w) * jnp.ones(2):
+        with pytest.raises(TypeError, match=r"one number.*lambda w: f\(w\)\[0\]"):
+            rule.rate(rule.init(AT), f, AT, value, g, u)
+
+
+def test_a_loss_with_a_custom_vjp_has_a_curvature_by_its_hessian_product():
+    cube = jax.custom_vjp(lambda w: w**3)
+    cube.defvjp(lambda w: (w**3, w), lambda w, c: (3 * w**2 * c,))
+    f, w, u = lambda w: jnp.sum(cube(w)), jnp.array([1.0, 2.0]), jnp.array([1.0, -1.0])
+    with pytest.raises((TypeError, NotImplementedError)):  # by version of JAX
+        tuners.curvature(f, w, u)
+    assert float(tuners.dot(u, jax.jvp(jax.grad(f), (w,), (u,))[1])) == 18
+
+
+def test_a_rate_that_saturation_brought_to_0_comes_back_under_lr_max():
+    f = lambda w, _: (2 * jax.nn.softplus(-w) + jax.nn.softplus(w)) / 3  # cross-entropy of three samples of one pixel
+    losses, rates = {}, {}
+    for lr_max in np.inf, 10.0:
+        rule = tuners.cdat(lr_max=lr_max)
+        step, carry = jit(gd.make_step(f, gd.gd(), rule)), gd.init_carry(jnp.zeros(()), gd.gd(), rule)
+        logged = []
+        for _ in range(60):
+            carry, metrics = step(carry, None)
+            logged.append((float(metrics["loss"]), float(metrics["learning_rate"])))
+        losses[lr_max], rates[lr_max] = np.array(logged).T
+    assert losses[np.inf].max() > 100 and rates[np.inf][-1] == 0
+    assert losses[10.0][-1] < 1 and 0 < rates[10.0].max() <= 10
