@@ -12,8 +12,10 @@ Copying: this file needs numpy and matplotlib alone, and no screen. Read next: p
 import argparse
 import json
 import math
+import shutil
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,17 +48,10 @@ class Run(NamedTuple):
 
 
 def load_run(folder):
-    """The run that a folder holds, a `Run`. OSError or ValueError, in one line, where it holds none.
-
-    >>> load_run("no/such/run")
-    Traceback (most recent call last):
-    FileNotFoundError: no/such/run: not a run folder, it has no checkpoint.npz
-    """
+    """The run that a folder holds, a `Run`. OSError or ValueError, in one line, where it holds none."""
     file = Path(folder) / "checkpoint.npz"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder}: not a run folder, it has no checkpoint.npz")
     try:
-        with np.load(file) as saved:
+        with open(file, "rb") as stream, np.load(stream) as saved:
             settings, facts = json.loads(str(saved["settings"])), json.loads(str(saved["facts"]))
             columns = [name for name in saved.files if name.startswith("history/")]
             history = {name.removeprefix("history/"): saved[name].astype(float) for name in columns}
@@ -75,27 +70,25 @@ def progress(steps):
     """report(rows) for a run of so many steps: a line that renews itself on a terminal, else one for each tenth of it.
 
     No rows: the first step begins. Rate and product are those of the last step at which the sharpness was measured.
-
-    >>> progress(2)([{"step": 1, "loss": 0.5, "learning_rate": 0.1, "sharpness": 20.0}])
-         2/2 loss 0.5       rate 0.1      product 2
     """
     first, tenths, measured = None, -1, ""
 
     def report(rows):
         nonlocal first, tenths, measured
-        text, done, over = "compiling ...", 0, False
+        text, done, end = "compiling ...", 0, ""
         for row in rows:
             done, loss, rate = row["step"] + 1, float(row["loss"]), float(row["learning_rate"])
             if np.isfinite(row.get("sharpness", np.nan)):
                 measured = f"rate {rate:<8.3g} product {rate * float(row['sharpness']):.3g}"
-        if rows:
-            first = first or (time.time(), done)  # the first interval compiles: no pace to judge by
-            left = (time.time() - first[0]) / max(done - first[1], 1) * (steps - done)
-            left = f", {left:.0f} s left" if left < 9999 else f", {left / 3600:.0f} h left"
-            text = f"{done:6d}/{steps} loss {loss:<9.4g} {measured or f'rate {rate:.3g}'}" + left * (done > first[1])
-            over = done == steps or not np.isfinite(loss)
+            text = f"{done:6d}/{steps} loss {loss:<9.4g} {measured or f'rate {rate:.3g}'}"
+            end = "\n" if done == steps or not np.isfinite(loss) else ""
+        if rows and first:  # the first interval compiles: no pace to judge by
+            left = (time.time() - first[0]) / (done - first[1]) * (steps - done)
+            text += f", {timedelta(seconds=round(left))} left"
+        first = first or (rows and (time.time(), done))
         if sys.stdout.isatty():
-            print(f"\r{'█' * (5 * done // steps):░<5}{text}"[:80].ljust(80), end="\n" if over else "", flush=True)
+            columns = shutil.get_terminal_size().columns - 1
+            print(f"\r{text[:columns]:{columns}}", end=end, flush=True)
         elif 10 * done // steps > tenths:
             tenths = 10 * done // steps
             print(text, flush=True)
@@ -104,14 +97,7 @@ def progress(steps):
 
 
 def edge(settings):
-    """The ηλ at which an optimizer stops being stable on a quadratic (Cohen et al. 2021, 2022).
-
-    2 for gradient descent and RMSProp, 2(1 + β) for heavy ball, 2(1 + β₁)/(1 − β₁) for Adam, λ being that of the
-    preconditioned Hessian where there is a preconditioner.
-
-    >>> edge({"optimizer": "gd"}), edge({"optimizer": "momentum", "momentum": 0.5})
-    (2.0, 3.0)
-    """
+    """The ηλ at which an optimizer stops being stable on a quadratic, λ of P^(-1/2) H P^(-1/2) (Cohen et al. 2022)."""
     if settings["optimizer"] == "momentum":
         return 2.0 * (1 + settings["momentum"])
     if settings["optimizer"] == "adam":
@@ -130,14 +116,15 @@ def labels(runs):
 
     What is trained is compared with all of them, what belongs to a tuner with the runs of that tuner.
 
-    >>> labels([{"tuner": "cdat", "sigma": 2.0, "beta": 0.0}, {"tuner": "cdat", "sigma": 2.0, "beta": 0.9},
-    ...         {"tuner": "constant", "lr": 0.1}])
-    ['CDAT σ = 2, β 0', 'CDAT σ = 2, β 0.9', 'constant 0.1']
+    >>> cdat = {"tuner": "cdat", "sigma": 2.0, "beta": 0.5}
+    >>> labels([cdat, cdat | {"beta": 0.9}])
+    ['CDAT σ = 2, β 0.5', 'CDAT σ = 2, β 0.9']
+    >>> labels([cdat, {"tuner": "constant", "lr": 0.1}])
+    ['CDAT σ = 2', 'constant 0.1']
     """
 
     def label(settings):
-        tuner = settings["tuner"]
-        shown = SHOWN.get(tuner)
+        tuner, shown = settings["tuner"], SHOWN.get(settings["tuner"])
         words = [tuner.replace("cdat", "CDAT")]
         if shown:
             words[0] += f"{' σ =' if shown == 'sigma' else ''} {settings[shown]:g}"
@@ -153,11 +140,7 @@ def labels(runs):
 
 
 def setting_of(settings):
-    """What a run trains, in words.
-
-    >>> setting_of({"model": "mlp", "dataset": "digits", "optimizer": "adam", "batch_size": 64})
-    'mlp, digits, adam, batch 64'
-    """
+    """What a run trains, in words, such as mlp, digits, adam, batch 64."""
     network = settings.get("preset") or settings.get("model")
     if settings.get("activation") == "tanh":
         network = f"tanh {network}"
@@ -168,11 +151,7 @@ def setting_of(settings):
 
 
 def final_loss(history):
-    """What runs are compared by: the mean loss of the last 5 steps; inf where the run diverged.
-
-    >>> float(final_loss({"loss": np.array([9.0, 1, 2, 3, 4, 5])}))
-    3.0
-    """
+    """What runs are compared by: the mean loss of the last 5 steps; inf where the run diverged."""
     return np.inf if diverged(history) else np.mean(history["loss"][-5:])
 
 
@@ -190,15 +169,15 @@ def last_measured(column):
 def table(runs):
     """The results of some `Run`s: the lines of a table, one a run, the lowest loss marked with a star.
 
-    Loss: the mean of the last 5 steps; raised: how many steps raised it; rate, sharpness and their product: at the last
-    step at which it was measured; test: the accuracy on the test samples.
+    Loss: the mean of the last 5 steps; rate, sharpness, product: at the last step at which it was measured; raised: how
+    many steps raised the loss; test: the accuracy on the test samples. Below it stands what went wrong.
     """
     names = labels([run.settings for run in runs])
     if len({run.settings.get("seed") for run in runs}) > 1:
         names = [f"{name}, seed {run.settings['seed']}" for name, run in zip(names, runs)]
     losses = [final_loss(run.history) for run in runs]
     width = max(map(len, ["run", *names]))
-    lines = [f"{'run':{width}}  {'loss':>9} raised {'rate':>8} {'sharpness':>9} product   test   time"]
+    wrong, lines = [], [f"{'run':{width}}  {'loss':>9} raised {'rate':>8} {'sharpness':>9} product   test   time"]
     for name, loss, (_, history, facts) in zip(names, losses, runs):
         at = max(np.flatnonzero(np.isfinite(history["sharpness"])), default=-1)
         rate, top = history["learning_rate"][at], history["sharpness"][at]
@@ -206,20 +185,22 @@ def table(runs):
         raised, right = np.sum(np.diff(history["loss"]) > 0), last_measured(history["test_accuracy"])
         lines.append(f"{name:{width}} {mark}{loss:9.4g} {raised:6d} {rate:8.3g} {top:9.4g} {rate * top:7.3g} "
                      f"{right:6.1%} {facts.get('seconds', math.nan):4.0f} s")  # fmt: skip
-    return lines + [f"{name} diverged: its loss is not finite at step {run.history['step'][-1]:.0f}"
-                    for name, loss, run in zip(names, losses, runs) if loss == math.inf]  # fmt: skip
+        if diverged(history):
+            wrong.append(f"{name} diverged: its loss is not finite at step {history['step'][-1]:.0f}")
+        elif loss > history["loss"][0]:
+            wrong.append(f"{name} ended above the loss it began with, {history['loss'][0]:.4g}")
+        if not history["learning_rate"][-len(history["step"]) // 10 :].any():  # the last tenth
+            wrong.append(f"{name} took no step in the end: its rate was 0")
+    return lines + wrong
 
 
 def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product")):
-    """Draw `Run`s to file (png, pdf, svg): a column a setting, a row a quantity; a single setting in two columns.
+    """Draw `Run`s to a file (png, pdf, svg): a column a setting, a row a quantity; a single setting in two columns.
 
     Settings are at least tuner, its lr or sigma, optimizer and its hyperparameters; a history is of step, loss,
     learning_rate and what else is drawn. Runs that differ in the seed alone are one line, their median, in a band from
     the lowest to the highest. A cross is where a run diverged. The setting "name", if any, goes into the legend.
-
-    >>> history = {"step": np.arange(2), "loss": np.array([2.0, 1.0]), "learning_rate": np.array([0.1, 0.1]),
-    ...            "sharpness": np.array([10.0, np.nan])}
-    >>> draw([Run({"tuner": "constant", "lr": 0.1, "optimizer": "gd"}, history)], "figure.png")
+    Returns the path of the file.
     """
     columns = {}
     for run in runs:
@@ -240,7 +221,7 @@ def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product"
         axis.set_ylabel(QUANTITIES.get(quantity, quantity), fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("step", fontsize=9)
-    finish(figure, axes, file)
+    return finish(figure, axes, file)
 
 
 def panel(axis, quantity, runs):
@@ -290,24 +271,41 @@ def line(axis, quantity, runs, style):
             axis.plot(history["step"][shown][-1], end, "x", color=style["color"], markersize=7, markeredgewidth=1.5)
     there = np.isfinite(table).sum(0) > len(runs) / 2
     steps, table = steps[there], table[:, there]
-    axis.plot(steps, np.nanmedian(table, 0), linewidth=1.3, **style)
+    axis.plot(steps, np.nanmedian(table, 0), linewidth=1.3, marker="o" if len(steps) == 1 else None, **style)
     if len(runs) > 1:
         low, high = np.nanmin(table, 0), np.nanmax(table, 0)
         axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def finish(figure, axes, file):
-    """What all figures share: no box around a panel, small numbers, one legend on top; then the file."""
+    """What all figures share: no box around a panel, small numbers, one legend on top. Saves it; returns the path."""
     entries = {}
     for axis in np.asarray(axes).flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(which="both", labelsize=8)
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
-    if entries:
+    if 0 < len(entries) <= 24:  # more would lie over the panels
         ncols = max(1, int(figure.get_figwidth() / (0.7 + 0.08 * max(map(len, entries)))))  # as many as fit
-        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(ncols, len(entries)),
-                      frameon=False, fontsize=9)  # fmt: skip
-    figure.savefig(file, dpi=130)
+        place = dict(loc="outside upper center", ncols=min(ncols, len(entries)), frameon=False, fontsize=9)
+        for text in figure.legend(entries.values(), entries.keys(), **place).get_texts():
+            text.set_parse_math(False)  # a $ in a name is a dollar
+    file = Path(file).with_suffix(Path(file).suffix or ".png")
+    temporary = file.with_name("." + file.name)  # renamed, so that there is the old one or the new one, whole
+    try:
+        figure.savefig(temporary, dpi=130)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+def show(folders, file):
+    """Prints the table of the runs in some folders; with a file it draws each in its folder, and several also to it."""
+    runs = [load_run(folder) for folder in folders]
+    print("\n".join(table(runs)))
+    if file:
+        figures = [draw([run], Path(folder, "figure.png")) for folder, run in zip(folders, runs)]
+        print(f"figure: {draw(runs, file) if len(runs) > 1 else figures[0]}")
 
 
 def main(argv=None):
@@ -316,15 +314,16 @@ def main(argv=None):
     parser.add_argument("folders", nargs="+", metavar="RUN", help="a run folder; what is none is passed over")
     parser.add_argument("-o", "--out", default="figure.png", metavar="FILE", help="png, pdf or svg (%(default)s)")
     options = parser.parse_args(argv)
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(errors="replace")  # what a terminal cannot show ends no command
     try:
         folders = [folder for folder in options.folders if Path(folder, "checkpoint.npz").exists()]
         runs = [load_run(folder) for folder in folders or options.folders]
         print("\n".join(table(runs)))
-        draw(runs, options.out)
+        print(f"figure: {draw(runs, options.out)}")
     except (OSError, ValueError) as error:
-        print(f"plots.py: {error}", file=sys.stderr)
+        print("plots.py:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
-    print(f"figure: {options.out}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,12 @@ what it calls; the command line comes last.
 Every run is a folder runs/NAME. Its checkpoint.npz is the run, all else there is made from it. Read next: plots.py.
 """
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main begins: no traceback of an import
+
 import argparse
 import contextlib
 import functools
@@ -18,10 +24,8 @@ import inspect
 import itertools
 import json
 import math
-import os
 import re
 import shlex
-import signal
 import sys
 import time
 import typing
@@ -41,21 +45,19 @@ import plots
 import sharpness
 import tuners
 
-# ------------------------------------------------------------------------------------------------------ the loop
 
-
-def train(config, report=lambda rows: None, stopped=lambda: False):
-    """One run (see `configure`): trained, continued from its checkpoint, or read back where it is done.
+def train(config, report=lambda rows: None):
+    """One run (see `configure`): trained, continued from its checkpoint, or read back where it is over.
 
     Returns its history, a dict of one numpy array a column of metrics.csv. report(rows) is called as the first step
-    begins, without rows, and with those of each log interval. Once stopped() is true the run is saved, and
-    KeyboardInterrupt raised. ValueError and OSError, in one line, for what cannot be run.
+    begins, without rows, and with those of each log interval, once they are on the disk: there the run goes on after
+    whatever ends it. ValueError and OSError, in one line, for what cannot be run.
 
     >>> train(configure(model="linear", tuner="greedy", samples=32, steps=3, out="a_folder"))["loss"].shape
     (3,)
     """
     held = held_run(config)
-    if held and held.facts["status"] in OVER:
+    if is_over(held, config):
         return held.history
     dataset = data.load(config.dataset, config.data_dir, config.samples, config.test_samples, config.standardize,
                         **{name: vars(config)[name] for name in options_of(data.DATASETS[config.dataset])})  # fmt: skip
@@ -79,7 +81,9 @@ def train(config, report=lambda rows: None, stopped=lambda: False):
         # The columns of the log are the keys of what step and measure return, known without running them.
         columns = jax.eval_shape(jitted.step, carry, samples, indices_of(0), numbers)[1]
         columns |= jax.eval_shape(jitted.measure, carry.w, carry, 1.0, v, samples, indices_of(0), held_out, numbers)
-    with owned(config), jax.default_matmul_precision(MATMUL_PRECISION):  # nothing that is refused leaves a folder
+    folder, mine = folder_of(config), jax.process_index() == 0  # of several processes the first one writes
+    owner = data.owned(folder) if mine else contextlib.nullcontext()
+    with owner, jax.default_matmul_precision(MATMUL_PRECISION):
         history, state, facts = begin(config, columns, (carry, v), dataset)
         carry, v = jax.device_put(state, whole)
         started, waiting = time.time() - facts["seconds"], []
@@ -89,16 +93,16 @@ def train(config, report=lambda rows: None, stopped=lambda: False):
             carry, metrics = jitted.step(carry, samples, indices, numbers)
             row = {"step": t, **metrics}
             if t % config.sharpness_every == 0:  # at w, before the step, whose direction u the new carry holds
-                lam = math.nan
+                lam, found = 0.0, False
                 if not config.no_sharpness:
                     product = lambda v: jitted.hessian(w, carry, v, some, numbers)
                     top = sharpness.lobpcg(product, v, config.sharpness_tol)
-                    lam = top.value if top.converged else math.nan  # else it is not measured
-                    v = top.vector if math.isfinite(top.value) else v
+                    lam, found = top.value, top.converged
+                    v = top.vector if math.isfinite(lam) else v
                 row |= jitted.measure(w, carry, lam, v, samples, indices, held_out, numbers)
+                row |= {} if found else {"sharpness": math.nan, "alignment": math.nan}
             waiting.append(row)
-            last, stop = t + 1 == config.steps, stopped()
-            if (t + 1) % config.log_every and not last and not stop:
+            if (t + 1) % config.log_every and t + 1 < config.steps:
                 continue
             rows, waiting = jax.device_get(waiting), []  # here and in lobpcg alone the loop waits for the device
             finite = np.isfinite([row["loss"] for row in rows])
@@ -106,28 +110,22 @@ def train(config, report=lambda rows: None, stopped=lambda: False):
             for name, column in history.items():
                 new = np.array([row.get(name, np.nan) for row in rows], column.dtype)
                 history[name] = np.concatenate([column, new])
-            ending = "done" if last else "interrupted" if stop else "running"
-            facts |= {"status": ending if finite.all() else "diverged", "seconds": round(time.time() - started, 1)}
-            save(config, history, (carry, v), facts)
+            status = "diverged" if not finite.all() else "done" if t + 1 == config.steps else "running"
+            facts |= {"status": status, "seconds": round(time.time() - started, 1)}
+            if mine:
+                save(folder, settings_of(config), facts, history, (carry, v))
             report(rows)
-            if facts["status"] == "interrupted":
-                raise KeyboardInterrupt
-            if facts["status"] == "diverged":
+            if status == "diverged":
                 break
     return {name: column.astype(float) for name, column in history.items()}
 
 
 class Compiled(NamedTuple):
-    """What is compiled for one kind of run.
+    """What is compiled for one kind of run: w are the parameters before a step, carry is what the step handed on."""
 
-    samples: (x, y) on the devices; indices: which of them are the batch of a step, None for all; numbers: `numbers_of`;
-    w: the parameters before a step; carry: what the step handed on (gd.Carry), with its direction u and preconditioner
-    P; λ, v: the top eigenpair at w, of P^(-1/2) H P^(-1/2) (22), which is H for gradient descent.
-    """
-
-    init: Callable  # init(seed, numbers) -> carry
-    step: Callable  # step(carry, samples, indices, numbers) -> (carry, metrics), see gd.make_step
-    hessian: Callable  # hessian(w, carry, v, samples, numbers) -> P^(-1/2) H P^(-1/2) v (22)
+    init: Callable  # init(seed, numbers) -> carry, a gd.Carry
+    step: Callable  # step(carry, samples, indices, numbers) -> (carry, metrics); indices: of the batch, None for all
+    hessian: Callable  # hessian(w, carry, v, samples, numbers) -> P^(-1/2) H P^(-1/2) v (22), Hv for gradient descent
     measure: Callable  # measure(w, carry, λ, v, samples, indices, held_out, numbers) -> what else is logged
 
 
@@ -167,10 +165,9 @@ def compiled(kind, shape, classes):
     def measure(w, carry, lam, v, samples, indices, held_out, numbers):
         """A column of metrics.csv for each key: a new quantity is a line here."""
         f = lambda w: in_chunks(objective(numbers))(w, pick(samples, indices))
-        cos = sharpness.alignment(carry.u, v, optimizer_of(numbers).scale(carry.optimizer))
         return {
             "sharpness": tuners.scalar(lam, w),
-            "alignment": jnp.where(jnp.isfinite(lam), cos, jnp.nan),
+            "alignment": sharpness.alignment(carry.u, v, optimizer_of(numbers).scale(carry.optimizer)),
             "greedy_gain": tuners.greedy_gain(f, w, carry.u),
             **in_chunks(test)(w, held_out),
         }
@@ -180,44 +177,33 @@ def compiled(kind, shape, classes):
 
 # --------------------------------------------------------------------------------------------- a run on the disk
 
-OVER = ("done", "diverged")  # the statuses of a run that needs no more steps; the others are running and interrupted
-
 
 def folder_of(config):
     """Where a run is kept."""
-    return Path(config.out) / name_of(config)
+    return Path(config.out).expanduser() / name_of(config)
+
+
+def is_over(held, config):
+    """Whether a run, as it is held, has all its steps, or diverged and takes no more."""
+    return held is not None and (plots.diverged(held.history) or len(held.history["step"]) == config.steps)
 
 
 def held_run(config):
-    """What the folder of a run holds of it, a plots.Run; None where there is nothing to go on from.
-
-    Raises ValueError for what only --overwrite may replace, or only --resume may continue.
-    """
-    folder = folder_of(config)
+    """What a folder holds of a run, or None. ValueError for what only --overwrite may replace, or --resume continue."""
+    folder, settings = folder_of(config), settings_of(config)
     if config.overwrite or not (folder / "checkpoint.npz").exists():
         return None
-    held, settings = plots.load_run(folder), settings_of(config)
+    held, schedule = plots.load_run(folder), inspect.signature(tuners.TUNERS[config.tuner]).parameters
     differ = [name for name in settings if held.settings.get(name) != settings[name]]
-    stretches = "steps" not in inspect.signature(tuners.TUNERS[config.tuner]).parameters  # as a schedule does not
-    longer = differ == ["steps"] and held.settings["steps"] < config.steps and stretches
-    if longer and held.facts["status"] == "diverged":  # more steps would not be taken
-        return held
-    if longer and not config.resume:
-        raise ValueError(f"{folder}: holds {held.settings['steps']} steps; give --resume to go on, or --overwrite")
-    if longer:  # not over any more
-        return held._replace(facts=held.facts | {"status": "running"})
+    if differ == ["steps"] and held.settings["steps"] < config.steps and "steps" not in schedule:
+        differ = []  # the same run, which goes on: a schedule would have been another one from the start
     if differ:
         values = ", ".join(f"{dashed(name)} {held.settings.get(name)}" for name in differ)
         raise ValueError(f"{folder}: holds a run with {values}; give --overwrite to replace it, or another --out")
-    if held.facts["status"] not in OVER and not config.resume:
-        raise ValueError(f"{folder}: holds an unfinished run; give --resume to go on, or --overwrite")
+    if not (is_over(held, config) or config.resume):
+        taken = len(held.history["step"])
+        raise ValueError(f"{folder}: holds {taken} of {config.steps} steps; give --resume to go on, or --overwrite")
     return held
-
-
-def owned(config):
-    """The folder of a run, for this process alone. Of several processes the first one writes; Windows has no lock."""
-    free = jax.process_index() > 0 or os.name == "nt"
-    return contextlib.nullcontext() if free else data.owned(folder_of(config))
 
 
 def begin(config, columns, state, dataset):
@@ -236,30 +222,32 @@ def begin(config, columns, state, dataset):
     leaves, tree = jax.tree.flatten(state)
     with np.load(file) as saved:  # which load_run has found whole
         found = [saved[name] for name in saved.files if name.startswith("state/")]
-    other = {"network or precision": [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in found],
-             "data": held.facts["data"] != identity, "columns": held.history.keys() != history.keys()}  # fmt: skip
-    if any(other.values()):
-        what = " and ".join(name for name, differs in other.items() if differs)
-        raise ValueError(f"{file}: of other {what}; give --overwrite to start again")
+    same = {"network or precision": [(a.shape, a.dtype) for a in leaves] == [(a.shape, a.dtype) for a in found],
+            "data": held.facts.get("data") == identity, "columns": held.history.keys() == history.keys()}  # fmt: skip
+    if not all(same.values()):
+        other = " and ".join(name for name in same if not same[name])
+        raise ValueError(f"{file}: of other {other}; give --overwrite to start again")
     history = {name: held.history[name].astype(column.dtype) for name, column in history.items()}
     return history, jax.tree.unflatten(tree, found), facts | {"seconds": held.facts["seconds"]}
 
 
-def save(config, history, state, facts):
-    """The run so far, as one file; once it stops also as metrics.csv and config.json, for people and other programs."""
-    if jax.process_index() > 0:
-        return
-    folder, settings = folder_of(config), settings_of(config)
+def save(folder, settings, facts, history, state):
+    """The run so far, as one file."""
     arrays = {f"history/{name}": column for name, column in history.items()}
     arrays |= {f"state/{k}": leaf for k, leaf in enumerate(jax.tree.leaves(state))}
     texts = dict(settings=json.dumps(settings), facts=json.dumps(facts))
     data.write(folder / "checkpoint.npz", lambda stream: np.savez(stream, **texts, **arrays))
-    if facts["status"] != "running":
-        cells = [column.astype(str) for column in history.values()]  # with the digits that read back as the same number
-        csv = "\n".join(map(",".join, [history, *zip(*cells), ""]))
-        data.write(folder / "metrics.csv", lambda stream: stream.write(csv.encode()))
-        text = json.dumps(settings | facts, indent=1)
-        data.write(folder / "config.json", lambda stream: stream.write(text.encode()))
+
+
+def export(folder):
+    """The same for people and other programs: a row a step, in digits that read back as the same number; the rest."""
+    with np.load(folder / "checkpoint.npz") as saved:
+        settings, facts = json.loads(str(saved["settings"])), json.loads(str(saved["facts"]))
+        columns = {name: saved[name].astype(str) for name in saved.files if name.startswith("history/")}
+    names = [name.removeprefix("history/") for name in columns]
+    csv, text = "\n".join(map(",".join, [names, *zip(*columns.values()), ""])), json.dumps(settings | facts, indent=1)
+    data.write(folder / "metrics.csv", lambda stream: stream.write(csv.encode()))
+    data.write(folder / "config.json", lambda stream: stream.write(text.encode()))
 
 
 # ------------------------------------------------------------------------------------------------------ settings
@@ -293,8 +281,17 @@ SETTINGS = {  # what every run has, by flag: the default and the help
 }
 UNNAMED = ("data_dir", "out", "resume", "overwrite", "log_every", "no_plot", "distributed")  # change no number of a run
 PARTS = {"dataset": data.DATASETS, "model": models.MODELS, "optimizer": gd.OPTIMIZERS, "tuner": tuners.TUNERS}
+SINGLE = {*SETTINGS} - {*PARTS, "seed", "batch_size"}  # all other flags take several values: the runs are their product
 WORDS = {**PARTS, "preset": models.PRESETS, "loss": gd.LOSSES}
 KNOWN = ("folder", "shape", "classes", "steps", "max_trials")  # arguments of factories that a run has by itself
+RANGES = {  # by flag: the least number, the largest, and what else it may be; those without a line are not negative
+    "f_min": (-1e30, 1e30), "seed": (0, 2147483647), "image_size": (1, 1024), "width": (1, 65536), "depth": (1, 100),
+    "patch": (1, 4096), "heads": (1, 1024), "attention_width": (0, 65536), "iterations": (1, 1000),
+    "sigma_high": (1, 1e30), "hyper_rate": (0, 1), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, math.inf),
+    "log_every": (1, 1000), **dict.fromkeys(("steps", "sharpness_every"), (1, 10**9)),
+    **dict.fromkeys(("eps", "lr", "sigma", "lr_max"), (1e-30, 1e30)), "sharpness_tol": (1e-30, 0.999999),
+    **dict.fromkeys(("momentum", "beta1", "beta2", "beta", "average", "slope", "warmup"), (0, 0.999999)),
+}  # fmt: skip
 # Else accelerators round matrix products to TF32 or bfloat16, and move the sharpness by more than its tolerance.
 MATMUL_PRECISION = jax.config.jax_default_matmul_precision or "float32"
 
@@ -304,17 +301,60 @@ def options_of(factory):
     return {name: option for name, option in inspect.signature(factory).parameters.items() if name not in KNOWN}
 
 
-def configure(**given):
-    """One run: a namespace of all settings and of the options of all that is chosen, as by default unless given."""
+def dashed(name):
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def defaults(given):
+    """The settings that apply to what is chosen, by name, as they are unless given."""
     settings = {name: default for name, (default, _) in SETTINGS.items()}
-    if given.get("preset"):
-        given |= models.PRESETS[given["preset"]][1]
+    fixed = models.PRESETS.get(given.get("preset"), {})
+    chosen = settings | given | fixed
     for part, factories in PARTS.items():
-        chosen = options_of(factories[given.get(part, settings[part])])
-        settings |= {name: option.default for name, option in chosen.items()}
-    if unknown := given.keys() - settings:
-        raise ValueError(f"{', '.join(map(dashed, unknown))} applies to nothing that was chosen")
-    return SimpleNamespace(**settings | given)
+        settings |= {name: option.default for name, option in options_of(factories[chosen[part]]).items()}
+    return settings | fixed
+
+
+def configure(**given):
+    """One run: a namespace of the settings that apply to what is chosen, as by default unless given, or ValueError."""
+    (config,) = configurations(given)
+    return config
+
+
+def configurations(given):
+    """The runs that settings ask for, by name a value or a list of values: their product, each for what takes it."""
+    runs, applied = {}, set()
+    values = [value if isinstance(value, list) and name not in SINGLE else [value] for name, value in given.items()]
+    for choice in itertools.product(*values):
+        flags = dict(zip(given, choice))
+        plain = defaults(flags)
+        settings = plain | {name: value for name, value in flags.items() if name in plain}
+        check(settings, plain)
+        applied |= settings.keys()
+        config = SimpleNamespace(**settings)
+        if len(name_of(config).encode()) > 255:  # what file systems take
+            raise ValueError(f"--out cannot hold a run with a name of so many settings, {name_of(config)}")
+        runs[name_of(config)] = config  # once, where choices differ in nothing that applies
+    if unused := [dashed(name) for name in given if name not in applied]:
+        raise ValueError(f"{', '.join(unused)} applies to nothing that was chosen; --help says what takes it")
+    return [*runs.values()]
+
+
+def check(settings, plain):
+    """Raises ValueError for what is not allowed; the defaults always are."""
+    for name, value in settings.items():
+        low, high, *others = RANGES.get(name, (0, 1e30 if isinstance(value, float) else 10**9))
+        if isinstance(value, (int, float)) and not (low <= value <= high or value in (plain[name], *others)):
+            allowed = " or ".join([f"{low:g} to {high:g}", *map(str, others)])
+            raise ValueError(f"{dashed(name)} is {value}; it must be {allowed}")
+        fixed = models.PRESETS.get(settings["preset"], {}).get(name, value)
+        if value != fixed:
+            raise ValueError(f"{dashed(name)} {value} contradicts --preset {settings['preset']}, which has {fixed}")
+    if 0 < settings["samples"] < settings["batch_size"]:
+        raise ValueError(f"--batch-size is {settings['batch_size']}; there are {settings['samples']} training samples")
+    if settings["resume"] and settings["overwrite"]:
+        raise ValueError("--resume contradicts --overwrite")
 
 
 def built(factory, values):
@@ -348,40 +388,14 @@ def name_of(config):
     'digits-mlp-gd-constant-seed3-lr0.05'
     """
     words = [config.dataset, config.preset or config.model, config.optimizer, config.tuner]
-    plain = vars(configure(**{name: vars(config)[name] for name in (*PARTS, "preset")}))
+    plain = defaults(vars(config)) | {name: vars(config)[name] for name in (*PARTS, "preset", "steps")}
     for name, value in settings_of(config).items():
-        if value != plain[name] and name != "steps":
+        if value != plain[name]:
             words.append(name if value is True else f"{name}{value}".removesuffix(".0"))
     return "-".join(words)
 
 
 # -------------------------------------------------------------------------------------------------- command line
-
-RANGES = {  # by flag: the least value, the largest, and what else it may be; a number without a line may be any
-    "samples": (0, 10**9), "test_samples": (0, 10**9), "image_size": (1, 1024), "width": (1, 65536), "depth": (1, 100),
-    "patch": (1, 4096), "heads": (1, 1024), "attention_width": (0, 65536), "weight_decay": (0, 1e30),
-    "seed": (0, 2147483647), "momentum": (0, 0.999999), "beta1": (0, 0.999999), "beta2": (0, 0.999999),
-    "eps": (1e-30, 1e30), "lr": (1e-30, 1e30), "sigma": (1e-30, 1e30), "beta": (0, 0.999999), "damping": (0, 1e30),
-    "sigma_high": (1, 1e30), "tolerance": (0, 1e30), "average": (0, 0.999999), "slope": (0, 0.999999),
-    "slack": (0, 1e30), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, math.inf), "lr_max": (1e-30, 1e30),
-    "iterations": (1, 1000), "warmup": (0, 0.999999), "hyper_rate": (0, 1), "batch_size": (0, 10**9),
-    "chunk_size": (0, 10**9), "steps": (1, 10**9), "sharpness_every": (1, 10**9), "sharpness_samples": (0, 10**9),
-    "sharpness_tol": (1e-30, 0.999999), "log_every": (1, 10**9),
-}  # fmt: skip
-# By flag: what takes it ("": every run), and for each of these its default, the words that it may be, and its help.
-FLAGS = {name: {"": (default, WORDS.get(name), text)} for name, (default, text) in SETTINGS.items()}
-for factories in PARTS.values():
-    for taker, factory in factories.items():
-        helps = dict(re.findall(r"^ +(\w+): (.+)$", factory.__doc__ or "", re.MULTILINE))
-        for name, option in options_of(factory).items():
-            words = typing.get_args(option.annotation)
-            FLAGS.setdefault(name, {})[taker] = (option.default, words, helps.get(name, ""))
-SINGLE = {*SETTINGS} - {*PARTS, "seed", "batch_size"}  # all other flags take several values: the runs are their product
-
-
-def dashed(name):
-    """The flag of a setting."""
-    return "--" + name.replace("_", "-")
 
 
 def fail(message, program="train.py"):
@@ -395,11 +409,15 @@ def parser():
     parser = argparse.ArgumentParser(usage="python train.py [--flag value ...]", description=__doc__.splitlines()[0],
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)  # fmt: skip
     parser.error = fail
-    for name, takers in FLAGS.items():
-        helps = []
-        for taker, (default, words, text) in takers.items():  # all with words and a default of the same kind
-            helps.append(f"{taker} ({default}): {text}" if taker else f"{text} ({default})")
-        text = "; ".join(helps).removesuffix(" (None)").removesuffix(" ()").removesuffix(" (False)")
+    flags = {name: [(default, WORDS.get(name), f"{text} ({default})")] for name, (default, text) in SETTINGS.items()}
+    for taker, factory in itertools.chain(*(factories.items() for factories in PARTS.values())):
+        helps = dict(re.findall(r"^(\w+): (.+)$", inspect.getdoc(factory) or "", re.MULTILINE))
+        for name, option in options_of(factory).items():
+            text = f"{taker} ({option.default}): {helps.get(name, '')}"
+            flags.setdefault(name, []).append((option.default, typing.get_args(option.annotation), text))
+    for name, takers in flags.items():
+        default, words, _ = takers[0]  # which are of one kind for all
+        text = re.sub(r" \((None|False|)\)$", "", "; ".join(text for _, _, text in takers))
         if isinstance(default, bool):
             parser.add_argument(dashed(name), action="store_true", help=text)
         elif name == "distributed":
@@ -412,130 +430,55 @@ def parser():
     return parser
 
 
-def configurations(given):
-    """The runs that flags ask for: the product of their values, each flag for what takes it.
-
-    given is a dict from setting to a value, or to a list of values. Raises ValueError.
-
-    >>> [vars(c).get("lr", c.tuner) for c in configurations({"tuner": ["constant", "cdat"], "lr": [0.1, 0.2]})]
-    [0.1, 0.2, 'cdat']
-    """
-    values = {part: SETTINGS[part][0] for part in PARTS} | given
-    if preset := given.get("preset"):
-        values["model"] = models.PRESETS[preset][0]
-        if given.get("model", values["model"]) not in (values["model"], [values["model"]]):
-            raise ValueError(f"--model {given['model']} contradicts --preset {preset}, which is a {values['model']}")
-    if given.get("resume") and given.get("overwrite"):
-        raise ValueError("--resume contradicts --overwrite")
-    runs, applied = {}, set()
-    grid = [value if isinstance(value, list) and name not in SINGLE else [value] for name, value in values.items()]
-    for choice in itertools.product(*grid):
-        flags = dict(zip(values, choice))
-        chosen = {"", *(flags[part] for part in PARTS if part != "model" or not preset)}  # a preset fixes its options
-        flags = {name: value for name, value in flags.items() if chosen & FLAGS[name].keys()}
-        applied |= set(flags)
-        config = configure(**flags)
-        check(config)
-        runs[name_of(config)] = config  # once, where choices differ in nothing that applies
-    for name in given.keys() - applied:
-        takers = ", ".join(FLAGS[name])
-        raise ValueError(f"{dashed(name)} applies to nothing that was chosen; it belongs to {takers}")
-    return list(runs.values())
-
-
-def check(config):
-    """Raises ValueError for a number that is not allowed."""
-    for name, value in vars(config).items():
-        low, high, *others = RANGES.get(name, (-1e30, 1e30))
-        if type(value) in (int, float) and not (low <= value <= high or value in others):
-            allowed = " or ".join([f"{low:g} to {high:g}", *map(str, others)])
-            raise ValueError(f"{dashed(name)} is {value}; it must be {allowed}")
-    if 0 < config.samples < config.batch_size:
-        raise ValueError(f"--batch-size is {config.batch_size}; there are {config.samples} training samples")
-
-
-def set_up(config):
-    """What JAX must know before it starts, unless its own variables say otherwise."""
-    if "device_count" in os.environ.get("XLA_FLAGS", ""):  # CPU devices wait for each other in one pool of threads,
-        os.environ.setdefault("NPROC", "64")  # as many as there are cores: too few, and they wait for ever
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stepping-on-the-edge")
-    if not jax.config.jax_compilation_cache_dir and cache.is_absolute():  # it is not where a user has no home
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if config.distributed is None:
-        return
-    try:
-        address, count, which = config.distributed or (None, None, None)
-        jax.distributed.initialize(address, count and int(count), which and int(which))
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"--distributed takes HOST:PORT HOW_MANY WHICH, or nothing on a cluster: {error}") from None
-    if jax.process_index() > 0:  # what belongs to no process alone is for the first one to say
-        sys.stdout = open(os.devnull, "w")
-
-
 def show(configs):
-    """The table and the figures of all runs that have begun: one for each run, and one of all."""
+    """The table and the figures of those runs that have begun."""
     folders = [folder for folder in map(folder_of, configs) if (folder / "checkpoint.npz").exists()]
-    runs = [plots.load_run(folder) for folder in folders]
-    if not runs or jax.process_index() > 0:
-        return
-    print("\n".join(plots.table(runs)))
-    if configs[0].no_plot:
-        return
-    for folder, run in zip(folders, runs):
-        figure = folder / "figure.png"
-        plots.draw([run], figure)
-    if len(runs) > 1:  # the name is that of these runs alone, so that no other command draws over it
-        names = "\n".join(folder.name for folder in folders)
-        figure = Path(configs[0].out) / f"overlay-{hashlib.sha256(names.encode()).hexdigest()[:6]}.png"
-        plots.draw(runs, figure)
-    print(f"figure: {figure}")
+    if folders and jax.process_index() == 0:
+        names = "\n".join(folder.name for folder in folders)  # no other command draws over the figure of these runs
+        overlay = folders[0].parent / f"overlay-{hashlib.sha256(names.encode()).hexdigest()[:6]}.png"
+        plots.show(folders, None if configs[0].no_plot else overlay)
+        for folder in folders:
+            export(folder)
 
 
-def run(configs, stopped):
-    """Trains one after the other, and shows what came of it."""
-    set_up(configs[0])  # in what is not of one run alone they are all alike
-    held = [held_run(config) for config in configs]  # every refusal comes before the first step
-    for k, config in enumerate(configs):
-        over = held[k] and held[k].facts["status"] in OVER
-        shown = " was run before and is shown again; --overwrite repeats it" if over else ""
-        print(f"[{k + 1}/{len(configs)}] {folder_of(config)}{shown}", flush=True)
-        train(config, plots.progress(config.steps), stopped)
-        if stopped():
-            raise KeyboardInterrupt
-    show(configs)
+def run(configs, words):
+    """Trains one after the other, and shows what came of it; at Ctrl-C also the words that go on from there."""
+    began = time.time()
+    try:
+        held = [held_run(config) for config in configs]  # every refusal comes before the first step
+        for k, config in enumerate(configs):
+            shown = " was run before and is shown again; --overwrite repeats it" if is_over(held[k], config) else ""
+            print(f"[{k + 1}/{len(configs)}] {folder_of(config)}{shown}", flush=True)
+            train(config, plots.progress(config.steps))
+        show(configs)
+    except KeyboardInterrupt:
+        print()
+        with contextlib.suppress(KeyboardInterrupt):
+            show(configs)
+        files = [folder_of(config) / "checkpoint.npz" for config in configs]
+        old = configs[0].overwrite and any(file.exists() and file.stat().st_mtime < began for file in files)
+        kept = [word for word in words if word not in ("--resume", "--overwrite")]
+        print("interrupted; go on with: python train.py", shlex.join([*kept, "--overwrite" if old else "--resume"]))
+        sys.exit(130)
 
 
 def main(words):
     """The command line, as a list of words."""
-    interrupts = []  # Ctrl-C is noted, so that no step is cut in half; the second one acts at once
-
-    def interrupt(*_):
-        interrupts.append(True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, interrupt)
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(errors="replace")  # what a terminal cannot show ends no run
     try:
         configs = configurations(vars(parser().parse_args(words)))
-        try:
-            run(configs, stopped=lambda: bool(interrupts))
-            sys.stdout.flush()
-        except KeyboardInterrupt:
-            print()
-            show(configs)
-            kept = [word for word in words if word not in ("--resume", "--overwrite")]
-            print(f"interrupted; go on with: python train.py {shlex.join(kept)} --resume")
-            sys.exit(130)
+        gd.set_up(configs[0].distributed)
+        if jax.process_index() > 0:  # what belongs to no process alone is for the first one to say
+            sys.stdout = open(os.devnull, "w")
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        run(configs, words)
+        sys.stdout.flush()
     except BrokenPipeError:  # nobody reads on, as behind `| head`
         os._exit(1)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:  # of JAX: no memory left, a lost process
         fail(error)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
-            raise
-        fail("out of memory; --chunk-size 256 (or less) keeps that many samples in memory at a time")
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

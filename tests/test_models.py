@@ -15,7 +15,7 @@ import pytest
 from jax import jit
 
 import models
-from models import MODELS, PRESETS, count
+from models import MODELS, PRESETS
 
 IMAGE, TEXT, CLASSES = (8, 8, 3), (6,), 5
 TINY = {  # a small instance of every model, and two of some
@@ -80,9 +80,20 @@ def along_a_line(name):
     return w, x, compiled
 
 
+def count(model):
+    """Number of parameters, found without drawing any."""
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+
+
+def of_preset(preset):
+    """The name of its model, and the options."""
+    options = dict(PRESETS[preset])
+    return options.pop("model"), options
+
+
 def shapes(preset, shape, classes):
     """(parameters, shape of the logits of two samples) of a preset, with nothing computed."""
-    factory, options = PRESETS[preset]
+    factory, options = of_preset(preset)
     model = MODELS[factory](shape, classes, **options)
     w = jax.eval_shape(model.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((2, *shape), jnp.int32 if len(shape) == 1 else jnp.float32)
@@ -363,7 +374,7 @@ def test_nanolm_preset_has_as_many_parameters_as_the_optax_example_reports():
     "preset, shape, scores", [("vit-ti32", (224, 224, 3), "3,50,50"), ("nanolm", (64,), "8,64,64")]
 )
 def test_attention_presets_have_as_many_heads_as_published(preset, shape, scores):
-    factory, options = PRESETS[preset]
+    factory, options = of_preset(preset)
     model = MODELS[factory](shape, 10, **options)
     w = jax.eval_shape(model.init, jax.random.key(0))
     x = jnp.zeros((2, *shape), int if len(shape) == 1 else float)
@@ -528,7 +539,14 @@ def test_the_tiny_instances_read_what_their_models_are_made_for():
     assert [name for name in TINY if read_by(TINY[name][0]) == TEXT] == ["rnn", "transformer"]
 
 
+def test_small_networks_have_as_many_parameters_as_a_hand_counts():
+    assert count(MODELS["mlp"]((8, 8, 1), 10)) == (64 + 1 + 2 * 129) * 128 + 129 * 10
+    assert count(MODELS["resnet"]((8, 8, 1), 10, width=4)) == 19470
+    assert count(MODELS["vit"]((8, 8, 1), 10)) == 102218
+    assert count(MODELS["transformer"]((16,), 65)) == 109505
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_names_a_model_and_options_it_has(name):
-    factory, options = PRESETS[name]
+    factory, options = of_preset(name)
     MODELS[factory]((64,) if read_by(factory) == TEXT else (224, 224, 3), 10, **options)

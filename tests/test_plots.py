@@ -1,5 +1,6 @@
 """Facts about what is shown of logged runs: read back, told on the way, labelled, compared in a table, drawn."""
 
+import io
 import json
 import os
 import subprocess
@@ -65,7 +66,7 @@ def row(step, rate, sharpness=NAN):
 
 
 def test_the_line_on_a_terminal_renews_itself_within_eighty_columns_up_to_a_million_slow_steps(capsys, monkeypatch):
-    seconds = iter([0, 0, 15, 59880, 1e7, 1e7])
+    seconds = iter([0, 15, 59880, 1e7, 1e7, 1e7])
     monkeypatch.setattr(plots.time, "time", lambda: next(seconds))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     report = plots.progress(1_000_000)
@@ -75,11 +76,14 @@ def test_the_line_on_a_terminal_renews_itself_within_eighty_columns_up_to_a_mill
     start, first, soon, late, later, last = lines = capsys.readouterr().out.split("\r")[1:]
     assert {len(line.rstrip("\n")) for line in lines} == {79}
     assert [line[-1] == "\n" for line in lines] == [*5 * [False], True]
-    assert start.strip() == "░░░░░compiling ..."
-    assert first.strip() == "░░░░░     1/1000000 loss 1.234e-05 rate 1.23e-05 product -1.23e-08"
-    assert soon.startswith("██░░░500001/1000000") and last.startswith("█████1000000/1000000")
-    times = [line.split(", ")[1].strip() for line in (soon, late, later, last)]
-    assert times == ["15 s left", "17 h left", "2778 h left", "0 s left"]
+    assert start.strip() == "compiling ..."
+    assert first.strip() == "1/1000000 loss 1.234e-05 rate 1.23e-05 product -1.23e-08"
+    assert soon.startswith("500001/1000000") and last.startswith("1000000/1000000")
+    monkeypatch.setenv("COLUMNS", "30")
+    report([row(999_999, 1.0)])
+    assert len(capsys.readouterr().out.strip("\r\n")) == 29
+    times = [line.split(", ", 1)[1].strip() for line in (soon, late, later, last)]
+    assert times == ["0:00:15 left", "16:38:00 left", "115 days, 17:46:", "0:00:00 left"]
 
 
 def test_elsewhere_each_tenth_is_a_line_with_rate_and_product_of_one_step_and_nothing_that_was_not_measured(capsys):
@@ -117,11 +121,16 @@ def test_the_table_has_the_mean_of_five_losses_what_was_last_measured_a_star_and
 
 
 @pytest.fixture
-def figure(monkeypatch):
+def figure(monkeypatch, tmp_path):
     """The figure that `draw` makes of some runs; it is not rendered."""
     saved = []
-    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
-    return lambda *runs: plots.draw(list(runs), "figure.png") or saved[-1]
+
+    def save(figure, file, **_):
+        file.touch()
+        saved.append(figure)
+
+    monkeypatch.setattr(plots.Figure, "savefig", save)
+    return lambda *runs: plots.draw(list(runs), tmp_path / "figure.png") and saved[-1]
 
 
 def test_a_figure_of_one_setting_has_a_line_for_each_kind_of_run_its_band_and_its_edge(figure):
@@ -133,7 +142,8 @@ def test_a_figure_of_one_setting_has_a_line_for_each_kind_of_run_its_band_and_it
     assert [text.get_text() for text in product.texts] == ["edge 2"]
     assert [line.get_marker() for line in loss.lines] == ["None", "x", "None"]  # where greedy diverged
     np.testing.assert_allclose(loss.lines[0].get_ydata(), 1.5 * HISTORY["loss"])  # the median of the seeds
-    assert loss.collections[0].get_datalim(loss.transData).height == pytest.approx(16 - 1)  # from lowest to highest
+    (band,) = loss.collections[0].get_paths()
+    assert (band.vertices[:, 1].min(), band.vertices[:, 1].max()) == (1, 16)  # from lowest to highest
     assert tuple(loss.lines[0].get_color()) == to_rgb(plots.COLORS["cdat"])
     np.testing.assert_allclose(product.lines[0].get_ydata(), [2.0, 0.8])  # ηλ where λ was measured
 
@@ -155,6 +165,45 @@ def test_kinds_of_runs_of_one_tuner_have_shades_of_its_colour_and_a_new_tuner_ha
     assert len({tuple(line.get_color()) for line in lines}) == len({line.get_linestyle() for line in lines}) == 3
     colors = {plots.look(tuner, 0)[0] for tuner in [*plots.COLORS, "a new one"]}
     assert set(plots.COLORS) <= set(tuners.TUNERS) and len(colors) == len(plots.COLORS) + 1
+
+
+def test_a_run_that_took_no_step_or_ended_above_its_start_is_told_below_the_table():
+    up, none = np.linspace(1, 9, len(HISTORY["loss"])), 0 * HISTORY["learning_rate"]
+    assert plots.table([run(), run({"tuner": "greedy"}, loss=up, learning_rate=none)])[3:] == [
+        "greedy ended above the loss it began with, 1", "greedy took no step in the end: its rate was 0"]  # fmt: skip
+
+
+def test_what_was_measured_once_is_a_dot_and_many_kinds_of_runs_have_no_legend_over_the_panels(figure):
+    once = np.where(np.arange(len(HISTORY["step"])) > 0, NAN, HISTORY["sharpness"])
+    sharpness = figure(run(sharpness=once)).axes[2]
+    assert [line.get_marker() for line in sharpness.lines] == ["o"]
+    assert figure(*(run({"sigma": 1 + k / 80}) for k in range(80))).legends == []
+
+
+def test_a_name_may_have_any_characters_and_a_figure_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    file = tmp_path / "figure.png"
+    for name in "$", r"\nonsense", "$x_$":
+        plots.draw([run({"name": name}), run({"tuner": "greedy", "name": f"{name}2"})], file)
+    whole = file.read_bytes()
+
+    def fails(figure, file, **_):
+        file.write_bytes(b"half")
+        raise OSError("no space")
+
+    monkeypatch.setattr(plots.Figure, "savefig", fails)
+    with pytest.raises(OSError, match="no space"):
+        plots.draw([run()], file)
+    assert file.read_bytes() == whole and [*tmp_path.iterdir()] == [file]
+
+
+def test_the_name_that_is_printed_is_that_of_the_figure_and_what_a_stream_cannot_show_is_replaced(folder, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    plots.main([str(folder), "-o", str(folder.parent / "f")])
+    out.seek(0)
+    text = out.read()
+    assert "CDAT ? = 2" in text and text.splitlines()[-1] == f"figure: {folder.parent / 'f.png'}"
+    assert (folder.parent / "f.png").exists()
 
 
 def test_the_command_line_prints_the_table_of_what_are_runs_and_draws_them_without_pyplot(folder):

@@ -2,18 +2,23 @@
 lead on."""
 
 import doctest
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+import gd
 import train
+import tuners
 from paper import __main__ as paper
 from paper.experiments import ALSO, EXPERIMENTS
 
@@ -81,18 +86,34 @@ def test_the_whole_thing_in_forty_lines_is_that_and_prints_what_the_readme_shows
     assert numbers(printed[0]) == pytest.approx(numbers(shown[0]), rel=1e-3)
 
 
-def test_the_step_with_cdat_to_be_copied_runs_and_lowers_the_loss():
-    from types import SimpleNamespace
+class Transformation(NamedTuple):
+    """As optax.GradientTransformationExtraArgs is."""
 
-    from tuners import cdat
+    init: Callable
+    update: Callable
 
-    downhill = SimpleNamespace(update=lambda g, state, w: (jax.tree.map(jnp.negative, g), state))  # as optax.sgd(1.0)
-    tuner, w = cdat(sigma=2.0), {"a": jnp.array([0.1, 3.0])}
-    scope = {"jax": jax, "tuner": tuner, "optimizer": downhill, "loss": lambda w, b: jnp.sum((w["a"] ** 2 - b) ** 2)}
+
+def test_the_adapter_for_optax_as_it_is_pasted_gives_the_steps_of_make_step():
+    scope = {"jax": jax, "optax": SimpleNamespace(GradientTransformationExtraArgs=Transformation)}
     exec(CODE[1], scope)
-    opt_state, state = (), tuner.init(w)
+    assert len(CODE[1].splitlines()) <= 12
+    loss = lambda w, b: jnp.sum((w["a"] ** 2 - b) ** 2)
+    tuner, w = tuners.cdat(2.0, beta=0.9), {"a": jnp.array([0.1, 3.0])}
+    scaled, carry = scope["scale_by_tuner"](tuner), gd.init_carry(w, gd.adam(), tuner)
+
+    @jax.jit
+    def step(w, adam, state):
+        f = lambda w: loss(w, 1.0)
+        value, grad = jax.value_and_grad(f)(w)
+        updates, adam = gd.adam().direction(adam, grad)
+        updates, state = scaled.update(updates, state, w, value=value, grad=grad, value_fn=f, batch="not used")
+        return jax.tree.map(jnp.add, w, updates), adam, state, value
+
+    adam, state, own = gd.adam().init(w), scaled.init(w), jax.jit(gd.make_step(loss, gd.adam(), tuner))
     for _ in range(50):
-        w, opt_state, state, value = scope["step"](w, opt_state, state, 1.0)
+        w, adam, state, value = step(w, adam, state)
+        carry, metrics = own(carry, 1.0)
+        assert float(value) == pytest.approx(float(metrics["loss"]), rel=1e-4)
     assert value < 0.1
 
 
@@ -106,26 +127,27 @@ ALONE = {  # by file: something that it must be able to do
     "gd": "m.norm({'a': m.jnp.ones(4)})",
     "tuners": "m.cdat().init(m.jnp.ones(2))",
     "sharpness": "m.power_iteration(lambda v: 3 * v, m.jnp.ones(2))",
-    "models": "m.count(m.mlp((8, 8, 1), 10))",
+    "models": "m.mlp((8, 8, 1), 10).init(m.jax.random.key(0))",
     "data": "m.load('pydocs', samples=2).x.shape",
     "plots": "m.edge({'optimizer': 'gd'})",
     "paper/theory": "m.__doc__",
 }
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    """Each library file at work in an empty folder of its own, all at the same time."""
-    runs = {}
-    for name, expression in ALONE.items():
-        shutil.copy(ROOT / f"{name}.py", folder := tmp_path_factory.mktemp(Path(name).name))
-        code = f"import {Path(name).name} as m; print({expression})"
-        runs[name] = subprocess.Popen([sys.executable, "-c", code], cwd=folder, text=True, stdout=subprocess.PIPE,
-                                      stderr=subprocess.PIPE)  # fmt: skip
-    return runs
+ONE_BY_ONE = """import importlib, json, sys
+for name, (folder, expression) in json.loads(sys.argv[1]).items():
+    sys.path[0] = folder
+    print(name, eval(expression, {"m": importlib.import_module(name)}) is not None)
+    del sys.modules[name]"""
 
 
-@pytest.mark.parametrize("name", ALONE)
-def test_each_library_file_works_alone_in_an_empty_folder(started, name):
-    out, error = started[name].communicate()
-    assert started[name].returncode == 0 and out.strip(), error
+def test_each_library_file_works_alone_in_an_empty_folder(tmp_path):
+    tasks = {}
+    for path, expression in ALONE.items():
+        name = Path(path).name
+        (tmp_path / name).mkdir()
+        shutil.copy(ROOT / f"{path}.py", tmp_path / name)
+        tasks[name] = str(tmp_path / name), expression
+    done = subprocess.run([sys.executable, "-c", ONE_BY_ONE, json.dumps(tasks)], cwd=tmp_path, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.stdout.splitlines() == [f"{name} True" for name in tasks], done.stderr

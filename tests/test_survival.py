@@ -8,14 +8,18 @@ import os
 import pickle
 import random
 import shlex
+import shutil
 import signal
+import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_train import ROOT, aside, begin, ended, held, one, refused, run, start, tiny  # noqa: F401, some are fixtures
+from test_train import rows_of as rows
 
 import train
 from train import data, plots
@@ -32,15 +36,15 @@ def same_run(a, b):
             np.testing.assert_array_equal(first[name], second[name])
 
 
-def rows(folder):
-    """How many rows the run there has; it may be running."""
-    return sum(len(plots.load_run(file.parent).history["step"]) for file in Path(folder).glob("*/checkpoint.npz"))
-
-
 def stop(folder):
     """The tiny run, stopped after its first step."""
+
+    def interrupt(rows):
+        if rows:
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        train.train(tiny(out=folder), stopped=lambda: True)
+        train.train(tiny(out=folder, log_every=1), interrupt)
 
 
 # --- Real processes: what they did is looked at in the end.
@@ -79,12 +83,32 @@ def interrupted(folder, environment):
     return folder, ended(process), beside
 
 
+DEAF = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+
+
+def at_once(folder, environment):
+    """Ctrl-C while all is still loaded; and a run that was started where Ctrl-C is ignored."""
+    pressed = []
+    for k, seconds in enumerate((0.5, 1.0, 2.0)):
+        process = start(environment, *LINE, folder / str(k))
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        pressed.append(ended(process))
+    deaf = start(environment, "-c", DEAF, *LINE, folder / "deaf")
+    wait_for(deaf, folder / "deaf", 20)
+    deaf.send_signal(signal.SIGINT)
+    return pressed, ended(deaf)
+
+
 def unread(folder, environment):
     """A run of which only the first line is read."""
     process = start(environment, *LINE, folder, "--log-every", 1)
     assert process.stdout.readline().startswith("[1/1]")
     process.stdout.close()
-    return process.stderr.read(), process.wait()
+    with process.stderr as stderr:
+        return stderr.read(), process.wait()
 
 
 def bad(folder, environment):
@@ -94,7 +118,7 @@ def bad(folder, environment):
     return dict(zip(lines, map(ended, running))), list(folder.iterdir())
 
 
-JOBS = killed, interrupted, unread, bad
+JOBS = killed, interrupted, at_once, unread, bad
 
 
 # --- Resumed.
@@ -105,7 +129,7 @@ def test_more_steps_are_what_one_long_run_gives_and_are_not_taken_unasked(run, t
     run.flags += ["--no-sharpness", "--tuner", tuner, "--batch-size", "16"]
     run("--out", tmp_path / "long")
     run("--steps", 7)
-    assert "holds 7 steps; give --resume" in run.refused()
+    assert "holds 7 of 12 steps; give --resume" in run.refused()
     run("--resume")
     same_run(tmp_path / "long", run.folder)
 
@@ -117,11 +141,12 @@ def test_steps_cannot_be_raised_under_a_schedule_nor_lowered(run):
     assert "--steps 4" in run.refused("--steps", 2, "--resume")
 
 
-def test_a_run_in_a_thread_stops_when_it_is_told_to_and_goes_on_when_it_is_asked_to(run, tmp_path):
+def test_a_run_in_a_thread_stops_where_it_is_interrupted_and_goes_on_when_it_is_asked_to(run, tmp_path):
     with ThreadPoolExecutor(1) as thread:
         thread.submit(stop, run.folder).result()
         thread.submit(train.train, tiny(out=tmp_path / "whole")).result()
-    assert held(run.folder).facts["status"] == "interrupted" and rows(run.folder) == 1
+    run("--out", tmp_path / "whole")  # which exports it
+    assert held(run.folder).facts["status"] == "running" and rows(run.folder) == 1
     assert "--resume" in run.refused()
     run("--resume")
     same_run(tmp_path / "whole", run.folder)
@@ -142,21 +167,45 @@ def test_a_folder_has_one_owner_while_a_run_is_on(run):
 
 @pytest.mark.parametrize("more", [[], ["--resume"], ["--overwrite"]])
 def test_the_command_that_ctrl_c_prints_goes_on_with_the_same_run(run, tmp_path, capsys, monkeypatch, more):
-    run.flags, before = [*run.flags, "--out", str(tmp_path / "a b")], signal.getsignal(signal.SIGINT)
+    run.flags = [*run.flags, "--out", str(tmp_path / "a b")]
     monkeypatch.setattr(train, "train", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as end:
         run(*more)
     words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("train.py ")[2])
     (config,), (plain,) = (train.configurations(vars(train.parser().parse_args(line))) for line in (words, run.flags))
     assert end.value.code == 130 and config.resume and train.folder_of(config) == train.folder_of(plain)
-    assert signal.getsignal(signal.SIGINT) is before  # the handler is put back
+
+
+def test_ctrl_c_ends_every_stage_at_once_with_the_command(run, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    for stage in "held_run", "train", "show":  # the last one also while it shows what an earlier one has ended
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(train, "show", interrupt)
+            patch.setattr(train, stage, interrupt)
+            run()
+        assert end.value.code == 130 and "go on with: python train.py" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_command_that_ctrl_c_prints_still_replaces_what_overwrite_had_not_come_to(run, capsys, monkeypatch):
+    run("--tuner", "greedy", "constant")
+    trained, train_one = [], train.train
+
+    def once(config, *rest):
+        trained.append(train_one(config, *rest)) if not trained else signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train, "train", once)
+    with pytest.raises(SystemExit):
+        run("--tuner", "greedy", "constant", "--overwrite")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" --overwrite")
 
 
 # --- Broken files, a full disk.
 
 
 def test_whatever_is_done_to_the_exports_the_run_is_shown_and_resumed_as_if_nothing_were(run, tmp_path):
-    train.train(tiny(out=tmp_path / "whole"))
+    run("--out", tmp_path / "whole")
     table = run("--steps", 6).splitlines()[-1]
     exports = [one(run.folder) / name for name in ("metrics.csv", "config.json")]
     for change in lambda text: text[:30], lambda text: text.replace("2", "3"), None:
@@ -222,6 +271,16 @@ def test_a_broken_checkpoint_is_one_line_that_names_it_and_overwrite_starts_agai
     assert rows(run.folder) == 12
 
 
+def test_a_checkpoint_that_the_system_does_not_give_is_not_called_broken(run, monkeypatch):
+    def fails(file, mode):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+    run()
+    monkeypatch.setattr(plots, "open", fails, raising=False)
+    message = run.refused()
+    assert "Permission denied" in message and "checkpoint.npz" in message and "--overwrite" not in message
+
+
 @pytest.mark.parametrize("name, new, what", [
     ("settings", lambda text: str(text).replace('"sigma": 2.0', '"sigma": 1.5'), "--sigma 1.5"),
     ("state/0", lambda leaf: leaf.astype(float), "checkpoint.npz: of other network or precision"),
@@ -285,6 +344,100 @@ def test_a_run_killed_under_overwrite_before_its_first_log_leaves_nothing_of_the
     assert [*one(run.folder).iterdir()] == [] and "was run before" not in run() and rows(run.folder) == 12
 
 
+# --- Killed at every call to the file system.
+
+FATE = SimpleNamespace(folder=None, left=0)
+
+
+class Killed(BaseException):
+    """What no handler of errors holds up; and clean-up can change no file any more."""
+
+
+def call():
+    FATE.left -= 1
+    if FATE.left < 0:
+        raise Killed
+
+
+def audit(event, arguments):
+    if FATE.folder and event in ("open", "os.rename", "os.remove", "os.mkdir") and FATE.folder in str(arguments[0]):
+        call()
+
+
+sys.addaudithook(audit)
+
+
+class Counted(io.FileIO):
+    """A file whose writes are calls too; the one that is killed leaves half of what it should have written."""
+
+    def write(self, content):
+        super().write(content[: len(content) // 2])
+        if FATE.folder:
+            call()
+        return len(content) // 2 + super().write(content[len(content) // 2 :])
+
+
+def prepare(folder, steps=0, **given):
+    """What was there before: nothing, or a run of some steps, which ended or (negative) was killed after them."""
+    if steps:
+        train.train(tiny(steps=abs(steps), out=folder, no_sharpness=True, log_every=4, **given))
+    if steps < 0:
+        rewrite(folder, settings_with(f'"steps": {-steps}', '"steps": 12'))
+
+
+def settings_with(old, new):
+    """A change of the bytes of a checkpoint: other settings."""
+    return lambda whole: change(whole, "settings", lambda text: str(text).replace(old, new))
+
+
+BEFORE = {  # what was there, and the flags of the command that is killed
+    "a first run": (dict(), []),
+    "a resumed run": (dict(steps=-4), ["--resume"]),
+    "the same, replaced": (dict(steps=12), ["--overwrite"]),
+    "a shorter one, replaced": (dict(steps=8), ["--overwrite"]),
+    "a longer one, replaced": (dict(steps=16), ["--overwrite"]),
+    "another one, replaced": (dict(steps=12), ["--overwrite"]),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_killed_at_any_call_to_the_file_system_a_run_goes_on_to_the_same_bytes_or_says_what_to_do(
+        name, run, tmp_path, monkeypatch, capsys):  # fmt: skip
+    before, flags = BEFORE[name]
+    run.flags += ["--no-sharpness", "--log-every", "4"]
+    run("--out", tmp_path / "whole")
+    prepare(tmp_path / "before", **before)
+    if name.startswith("another"):
+        rewrite(tmp_path / "before", settings_with('"sigma": 2.0', '"sigma": 1.5'))
+    monkeypatch.setattr(data, "open", lambda file, mode: Counted(file, mode), raising=False)
+    outcomes, k, over = Counter(), 0, False
+    while not over:
+        folder = tmp_path / f"killed-{k}"
+        if (tmp_path / "before").exists():
+            shutil.copytree(tmp_path / "before", folder)
+        FATE.folder, FATE.left = str(folder), k
+        try:
+            run("--out", folder, *flags)
+            over = True
+        except Killed:
+            pass
+        FATE.folder = None
+        try:
+            run("--out", folder, "--resume")
+            same_run(tmp_path / "whole", folder)
+            outcomes["the same bytes"] += 1
+        except SystemExit as end:
+            message = capsys.readouterr().err
+            assert end.code == 2 and message.count("\n") == 1 and "--overwrite" in message, message
+            outcomes["one line"] += 1
+        shutil.rmtree(folder)
+        k += 1 if KILLS >= 100 else 90
+    if KILLS >= 100:
+        with capsys.disabled():
+            print(f"\n{name}: killed at {sum(outcomes.values()) - 1} calls, {dict(outcomes)}")
+    assert outcomes["the same bytes"] > 3
+
+
 # --- Bad input.
 
 WHOLE = "samples seed batch-size chunk-size steps log-every sharpness-every sharpness-samples width depth".split()
@@ -295,8 +448,8 @@ WRONG = [  # flags, of which the last is the culprit, and what each of its value
     *[(f"--{name}", "0") for name in ("width", "depth", "steps", "log-every", "sharpness-every", "sharpness-tol")],
     *[(f"--{name}", "1") for name in ("precision", "coordinator", "processes", "process", "no-cache", "resum")],
     *[(f"--optimizer {name} --eps", "0 -1 1e300") for name in ("adam", "rmsprop")],
-    ("--seed", "2147483648"), ("--beta", "1"), ("--steps", "1e3"), ("--ste", "5"), ("--sigma", "1e300"),
-    ("--weight-decay", "1e300"), ("--test-samples", "-1 x 1.5"), ("--batch-size", "1025"),
+    ("--seed", "2147483648"), ("--log-every", "1001"), ("--beta", "1"), ("--steps", "1e3"), ("--ste", "5"),
+    ("--sigma", "1e300"), ("--weight-decay", "1e300"), ("--test-samples", "-1 x 1.5"), ("--batch-size", "1025"),
     ("--tuner linesearch --slope", "1"), ("--tuner linesearch --slack", "-1 1e300"),
     ("--tuner linesearch --shrink", "1 0"), ("--tuner linesearch --grow", "1 nan 1e300"),
     ("--tuner linesearch --lr-max", "0 inf 1e300"), ("--tuner constant --lr", "nan 0 1e300"),
@@ -313,6 +466,9 @@ WRONG = [  # flags, of which the last is the culprit, and what each of its value
     ("--model linear --width", "3"), ("--model resnet --activation", "tanh"),
     ("--preset mlp-fig15 --width", "3"), ("--preset resnet34 --depth", "18"),
 ]  # fmt: skip
+MANY = "slope slack shrink lr-max beta1 beta2 eps weight-decay sharpness-tol"
+LONG = "--tuner linesearch --optimizer adam --seed 2147483647" + "".join(
+    f" --{name} 0.12345678901234568" for name in MANY.split())  # fmt: skip
 BAD = [(f"{flags} {value}", flags.split()[-1]) for flags, values in WRONG for value in values.split()] + [
     ("--seed 0 -1", "--seed"), ("--tuner constant --lr 0.1 0", "--lr"), ("--sigma 2 -1", "--sigma"),
     ("--batch-size 16 2000", "--batch-size is 2000"), ("--samples 5000", "5000 samples"), ("--samples 1438", "1438"),
@@ -323,7 +479,8 @@ BAD = [(f"{flags} {value}", flags.split()[-1]) for flags, values in WRONG for va
     *[(f"--model vit --patch {value}", "patch") for value in ("-1", "3", "4097", "x")],
     ("--dataset pydocs --model rnn --standardize", "--standardize"), ("--steps 3 4", "4"), ("word", "word"),
     ("--data-dir no/such/folder", "no/such/folder"), (f"--dataset cifar10 --data-dir {__file__}", __file__),
-    (f"--out {__file__}", __file__), ("--distributed a b", "--distributed"), ("--distributed a:1 x 0", "--distributed"),
+    (f"--out {__file__}", __file__), (LONG, "name of so many settings"),
+    ("--distributed a b", "--distributed"), ("--distributed a:1 x 0", "--distributed"),
 ]  # fmt: skip
 
 
@@ -367,6 +524,13 @@ def test_500_random_command_lines_give_configurations_or_one_clean_line(capsys):
 # --- What came of the processes.
 
 
+def test_ctrl_c_while_all_is_loaded_ends_without_a_word_and_where_it_is_ignored_nothing_ends(aside):
+    pressed, deaf = aside["at_once"].result()
+    for code, out, err in pressed:
+        assert code == 130 and err == "" and (out == "" or "go on with" in out)
+    assert deaf[0] == 0 and deaf[2] == "" and "CDAT" in deaf[1]
+
+
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(aside):
     folder, codes, resumed, undisturbed = aside["killed"].result()
     assert -signal.SIGKILL in codes and resumed[0] == undisturbed[0] == 0 and resumed[2] == ""
@@ -380,9 +544,8 @@ def test_ctrl_c_saves_shows_the_table_and_says_how_to_go_on_and_no_second_proces
     assert code == 130 and err == "" and "CDAT σ = 2" in out
     last = out.splitlines()[-1]
     assert last.startswith("interrupted; go on with: python train.py --model") and last.endswith(" --resume")
-    exported = json.loads((one(folder) / "config.json").read_text())
-    assert exported["status"] == "interrupted" and exported["matmul_precision"] == "bfloat16"
-    assert (one(folder) / "metrics.csv").read_bytes().count(b"\n") == rows(folder) + 1
+    facts = held(folder).facts
+    assert facts["status"] == "running" and facts["matmul_precision"] == "bfloat16" and rows(folder) % 20 == 0
 
 
 def test_a_reader_that_reads_no_further_ends_the_command_without_a_word(aside):

@@ -5,6 +5,7 @@ What happens to a run that is cut short, and how bad input is answered, is in te
 
 import contextlib
 import importlib
+import io
 import json
 import math
 import multiprocessing
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import DIRECTIONS
+from by_hand import DIRECTIONS, rates_on_two_devices
 
 import train
 from train import data, gd, models, plots, tuners
@@ -69,6 +70,11 @@ def one(folder):
 def held(folder):
     """The only run there."""
     return plots.load_run(one(folder))
+
+
+def rows_of(folder):
+    """How many rows the run there has; it may be running."""
+    return sum(len(plots.load_run(file.parent).history["step"]) for file in Path(folder).glob("*/checkpoint.npz"))
 
 
 # --- Processes take seconds each: they run beside the tests of a file, of which the last ones look at what came out.
@@ -128,6 +134,8 @@ def test_each_run_has_a_folder_of_its_own_and_names_are_short():
 
 def another(value, words=()):
     """A value that is not the default."""
+    if isinstance(value, float):
+        return value / 2 if 0 < value < math.inf else 0.5
     beside = not value if isinstance(value, bool) else value + type(value)(1)
     return next((word for word in words if word != value), beside)
 
@@ -157,7 +165,7 @@ def test_compilations_are_kept_where_the_user_says_else_in_the_users_cache_or_no
     for mine, cache, kept in ("mine", "/c", "mine"), (None, "/c", "/c/stepping-on-the-edge"), (None, "", None):
         jax.config.update("jax_compilation_cache_dir", mine)
         monkeypatch.setenv("XDG_CACHE_HOME", cache)
-        train.set_up(train.configure())
+        gd.set_up()
         assert jax.config.jax_compilation_cache_dir == kept
     jax.config.update("jax_compilation_cache_dir", before)
 
@@ -232,7 +240,7 @@ def test_a_row_a_step_nan_where_nothing_was_measured_and_numbers_that_read_back_
     rest = set(header) - {"step", "loss", "learning_rate", "grad_norm", "turn"}
     assert rest >= {"sharpness", "alignment", "greedy_gain", "test_loss", "test_accuracy"}
     assert all(np.flatnonzero(np.isfinite(history[name])).tolist() == [0, 5, 10] for name in rest)
-    assert np.isnan(history["turn"][0]) and np.all(np.abs(history["turn"][1:]) <= 1 + 1e-6)
+    assert history["turn"][0] == 0 and np.all(np.abs(history["turn"][1:]) <= 1 + 1e-6)
     network, (x, y, *_) = models.mlp((8, 8, 1), 10, width=8, depth=1), data.load("digits", samples=64)
     loss = lambda w: train.WORDS["loss"]["mse"](network.apply(w, x), y) + 0.5 * np.float32(1e-5) * gd.dot(w, w)
     assert history["loss"][0] == pytest.approx(float(jax.jit(loss)(network.init(jax.random.key(0)))), rel=1e-6)
@@ -252,6 +260,41 @@ def test_a_finished_run_is_shown_again_not_repeated_and_it_says_so(run):
     assert "was run before and is shown again" in again and "was run before" not in first
     assert again.splitlines()[-1] == first.splitlines()[-1]
     assert "was run before" not in run(*flags, "--overwrite") and file.stat().st_mtime_ns > stamp
+
+
+def test_a_healthy_run_has_no_nan_that_the_debug_mode_of_jax_would_stop_at(tmp_path):
+    given = dict(model="linear", samples=16, test_samples=16, steps=2, out=tmp_path)
+    with jax.debug_nans(True):
+        for no_sharpness in False, True:
+            train.train(train.configure(no_sharpness=no_sharpness, **given))
+        for tuner in tuners.TUNERS:
+            rule = train.built(tuners.TUNERS[tuner], vars(train.configure(tuner=tuner)) | {"max_trials": 9})
+            step = jax.jit(gd.make_step(lambda w, _: jnp.sum(jnp.cosh(w)), gd.gd(), rule))
+            carry = gd.init_carry(jnp.ones(2), gd.gd(), rule)
+            for _ in range(3):
+                carry, metrics = step(carry, None)
+            assert metrics["loss"] < 2 * np.cosh(1)
+
+
+def test_the_users_home_is_known_and_seconds_are_those_of_all_stretches(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("--out", "~/there", "--steps", 6)
+    file = one(tmp_path / "there") / "checkpoint.npz"
+    with np.load(file) as saved:
+        arrays = dict(saved)
+    facts = json.loads(str(arrays["facts"])) | {"seconds": 1000.0}
+    np.savez(file, **arrays | {"facts": json.dumps(facts)})
+    run("--out", "~/there", "--resume")
+    assert 1000 <= held(tmp_path / "there").facts["seconds"] < 1100
+
+
+def test_what_a_stream_cannot_show_is_replaced(run, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        train.main([*run.flags, "--steps", "3"])
+    out.seek(0)
+    assert "CDAT ? = 2" in out.read()
 
 
 def test_a_diverged_run_is_kept_as_it_was_reported_and_the_others_go_on(run):
@@ -279,7 +322,7 @@ def test_the_lines_of_a_run_fit_eighty_columns_and_compiling_comes_first(run):
 
 def test_each_run_has_its_figure_each_command_its_overlay_and_the_one_that_is_named_exists(run, capsys, monkeypatch):
     tuners_of = lambda runs: " ".join(run.settings["tuner"] for run in runs)
-    monkeypatch.setattr(plots, "draw", lambda runs, file: file.write_text(tuners_of(runs)))
+    monkeypatch.setattr(plots, "draw", lambda runs, file: file.write_text(tuners_of(runs)) and file)
     run.flags.remove("--no-plot")
     for pair in ("cdat", "constant"), ("cdat", "linesearch"):
         run("--tuner", *pair)
@@ -476,6 +519,7 @@ def test_every_model_trains_20_cdat_steps_and_has_a_finite_sharpness(model, asid
 SHORT = "--model linear --samples 256 --steps 30 --sharpness-every 10 --no-plot --out".split()
 RUNS = {"mini": "--tuner cdat --batch-size 64".split(), "whole": "--tuner constant --lr 0.05".split()}
 TAKE = "import sys, test_train; test_train.take_both(*sys.argv[1:])"
+SHARE = "import test_train; test_train.share_a_batch()"
 
 
 def take_both(folder, *more):
@@ -485,9 +529,30 @@ def take_both(folder, *more):
     train.main([*SHORT, f"{folder}/whole", *RUNS["whole"]])
 
 
+def share_a_batch():
+    """Prints the rates that two devices take of halves of a batch, see `rates_on_two_devices`."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
+    batch, each = jax.sharding.PartitionSpec("devices"), jax.sharding.PartitionSpec("devices")
+
+    def spread(fn):
+        own = lambda w, halves: fn(w, halves[0])[None]
+        return jax.shard_map(own, mesh=mesh, in_specs=(jax.sharding.PartitionSpec(), batch), out_specs=each,
+                             check_vma=False)  # fmt: skip
+
+    print(json.dumps(rates_on_two_devices(spread)))
+
+
+def with_devices(environment, count):
+    flags = f"{environment.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return environment | {"XLA_FLAGS": flags}
+
+
 def four_devices(folder, environment):
-    devices = environment.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    return folder, [ended(start(environment | {"XLA_FLAGS": devices}, "-c", TAKE, folder))]
+    return folder, [ended(start(with_devices(environment, 4), "-c", TAKE, folder))]
+
+
+def halves(folder, environment):
+    return ended(start(with_devices(environment, 2), "-c", SHARE))
 
 
 def two_processes(folder, environment):
@@ -498,7 +563,7 @@ def two_processes(folder, environment):
     return folder, [ended(process) for process in both]
 
 
-JOBS = every_model, two_processes, four_devices
+JOBS = every_model, two_processes, four_devices, halves
 
 
 def test_four_devices_and_two_processes_take_the_steps_of_one_and_the_first_process_alone_writes(tmp_path, aside):
@@ -507,9 +572,17 @@ def test_four_devices_and_two_processes_take_the_steps_of_one_and_the_first_proc
         folder, ((code, out, err), *others) = aside[job].result()
         assert code == 0, err
         assert all(f"the batch of {size} is laid over {used} of {used} devices" in out for size in (64, 256))
+        assert used == 4 or "waiting for the processes of 127.0.0.1:" in out
         assert "CDAT" in out and all("CDAT" not in out for _, out, _ in others)
         for name, rel in ("mini", 1e-6), ("whole", 1e-4):
             assert one(folder / name).name == one(tmp_path / name).name
             for column in "loss", "learning_rate", "grad_norm", "sharpness", "test_loss":
                 found, expected = (held(place / name).history[column] for place in (folder, tmp_path))
                 np.testing.assert_allclose(found, expected, rtol=rel)
+
+
+def test_in_shard_map_two_devices_take_the_rate_of_the_whole_batch_where_f_is_the_mean_over_them(aside):
+    code, out, err = aside["halves"].result()
+    assert code == 0, err
+    mean, own, whole = json.loads(out)
+    assert mean == pytest.approx([whole, whole], rel=1e-6) and abs(own[0] / own[1] - 1) > 0.1
