@@ -11,6 +11,12 @@ What every run ended with is a row of results.csv, so that each number of paper/
 Read next: experiments.py.
 """
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main begins: no traceback of an import
+
 import argparse
 import re
 import sys
@@ -52,7 +58,8 @@ def run(name, scale, data_dir, out):
     file = FIGURES / (f"{name}.png" if scale == "laptop" else f"{name}-{scale}.png")
     EXPERIMENTS[name].draw(runs, file)
     if rows:
-        results.write(RESULTS, results.read(RESULTS) | rows)
+        with data.owned(HERE):  # no other process may write between the two
+            results.write(RESULTS, results.read(RESULTS) | rows)
     return file
 
 
@@ -134,6 +141,8 @@ def main(argv=None):
     parser.add_argument("--out", default="runs", help="folder of the run folders")
     parser.error = fail
     options = parser.parse_args(argv)
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(errors="replace")  # what a terminal cannot show ends no command
     if options.list or not options.names:
         for name, experiment in EXPERIMENTS.items():
             text = f"{name:12} {experiment.time:>13}  {words(experiment)}"
@@ -143,6 +152,8 @@ def main(argv=None):
         if name not in {*EXPERIMENTS, *COMMANDS, "all"}:
             fail(f"no experiment {name!r}; there are {', '.join([*EXPERIMENTS, *ALSO, *COMMANDS, 'all'])}")
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         for name in EXPERIMENTS if "all" in names else names:
             COMMANDS[name]() if name in COMMANDS else one(name, options)
     except (ValueError, OSError) as error:

@@ -30,7 +30,7 @@ LAPTOP = {
     "nanolm": dict(dataset="shakespeare", model="transformer", loss="ce", optimizer="rmsprop", samples=32, width=32,
                    steps=200),
     "vit": dict(dataset="imagenette", model="vit", patch=8, image_size=32, loss="ce", optimizer="rmsprop", samples=128,
-                width=32, steps=200),
+                test_samples=200, width=32, steps=200),
     "mnist": dict(dataset="mnist", samples=512, width=64, depth=2, steps=300),
     "batches": dict(samples=0, steps=600),
     "momentum": dict(optimizer="momentum", steps=600),
@@ -40,7 +40,7 @@ LAPTOP = {
     "rnn": dict(dataset="shakespeare", model="rnn", loss="ce", samples=128, width=64, steps=300),
 }  # fmt: skip
 SPARING = dict(sharpness_every=20, sharpness_tol=0.02, test_samples=256)  # so that training costs more than measuring
-LAPTOP |= {name: LAPTOP[name] | SPARING for name in ("mlp", "resnet", "mixer", "nanolm", "vit", "cnn", "rnn")}
+LAPTOP |= {name: SPARING | LAPTOP[name] for name in ("mlp", "resnet", "mixer", "nanolm", "vit", "cnn", "rnn")}
 LAPTOP |= {name: LAPTOP[name] | dict(no_sharpness=True) for name in ("mnist", "batches", "momentum", "rmsprop", "adam")}
 PAPER = LAPTOP | {
     "linear": dict(dataset="cifar10", model="linear", samples=4096, steps=16384),

@@ -8,7 +8,6 @@ Read next: drawings.py.
 """
 
 import csv
-import io
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,13 +76,22 @@ def summary(run, target):
 
 
 def read(file):
-    """The rows of a file, dicts of numbers by the name of the run."""
-    rows = csv.DictReader(io.StringIO(file.read_text())) if file.exists() else []
-    return {row.pop("run"): {key: float(value) for key, value in row.items()} for row in rows}
+    """The rows of a file, dicts of numbers by the name of the run; ValueError where it is not what `write` leaves."""
+    lines = [*csv.reader(file.read_text().splitlines())] if file.exists() else []
+    rows = {}
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            name, *cells = line
+            rows[name] = dict(zip(lines[0][1:], map(float, cells), strict=True))
+        except ValueError:
+            raise ValueError(f"{file}: line {number} is not {len(lines[0]) - 1} numbers after a name") from None
+    return rows
 
 
 def write(file, rows):
-    """The inverse of `read`, to four digits, in the order of the names."""
+    """The inverse of `read`, to four digits, in the order of the names; ValueError where columns differ."""
+    if len({tuple(row) for row in rows.values()}) > 1:
+        raise ValueError(f"{file}: its columns are not those of new results; move it away to start another")
     lines = [",".join([name, *(f"{value:.4g}" for value in row.values())]) for name, row in sorted(rows.items())]
     header = ",".join(["run", *next(iter(rows.values()), {})])
     data.write(file, lambda stream: stream.write("\n".join([header, *lines, ""]).encode()))

@@ -153,3 +153,19 @@ def test_an_unknown_experiment_is_one_line(capsys):
 def test_examples_in_docstrings_run(module):
     failed, attempted = doctest.testmod(module)
     assert attempted and not failed
+
+
+def test_a_file_of_results_that_is_not_what_was_written_is_one_line_and_stays_as_it_is(tmp_path):
+    file, row = tmp_path / "results.csv", dict(loss=1.0, rate=0.5)
+    results.write(file, {"a": row, "b": row})
+    whole = file.read_text()
+    assert results.read(file) == {"a": row, "b": row}
+    for broken in (whole.replace("b,1,0.5", "b,1"), whole.replace("b,1,0.5", "<<<<<<< HEAD"), whole + "\n",
+                   whole.replace("0.5\nb", "x\nb"), whole + "c,1,0.5,9\n"):  # fmt: skip
+        file.write_text(broken)
+        with pytest.raises(ValueError, match="results.csv: line . is not 2 numbers after a name"):
+            results.read(file)
+    file.write_text(whole)
+    with pytest.raises(ValueError, match="columns"):
+        results.write(file, results.read(file) | {"c": row | {"more": 1.0}})
+    assert file.read_text() == whole
