@@ -58,7 +58,7 @@ def run(name, scale, data_dir, out):
     file = FIGURES / (f"{name}.png" if scale == "laptop" else f"{name}-{scale}.png")
     EXPERIMENTS[name].draw(runs, file)
     if rows:
-        with data.owned(HERE):  # no other process may write between the two
+        with data.owned(RESULTS.parent):  # no other process may write between the two
             results.write(RESULTS, results.read(RESULTS) | rows)
     return file
 

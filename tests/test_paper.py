@@ -6,6 +6,7 @@ import doctest
 import numpy as np
 import pytest
 
+import data
 import plots
 import train
 from paper import __main__ as paper
@@ -97,6 +98,10 @@ def test_an_experiment_leaves_a_row_a_run_and_replaces_those_of_as_many_steps(ti
     monkeypatch.setitem(EXPERIMENTS, "tiny", shorter)
     paper.main(["tiny", "--out", str(tmp_path / "others")])
     assert len(results.read(paper.RESULTS)) == 5 and results.read(paper.RESULTS).items() >= rows.items()
+    whole = paper.RESULTS.read_bytes()
+    with data.owned(paper.RESULTS.parent), pytest.raises(SystemExit):  # of another experiment, which writes now
+        paper.main(["tiny", "--out", str(tmp_path / "others")])
+    assert "another process is at work" in capsys.readouterr().err and paper.RESULTS.read_bytes() == whole
 
 
 def write(losses):
