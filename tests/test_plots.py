@@ -182,8 +182,7 @@ def test_what_was_measured_once_is_a_dot_and_many_kinds_of_runs_have_no_legend_o
 
 def test_a_name_may_have_any_characters_and_a_figure_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     file = tmp_path / "figure.png"
-    for name in "$", r"\nonsense", "$x_$":
-        plots.draw([run({"name": name}), run({"tuner": "greedy", "name": f"{name}2"})], file)
+    plots.draw([run({"name": name}) for name in ("$", r"\nonsense", "$x_$")], file)
     whole = file.read_bytes()
 
     def fails(figure, file, **_):

@@ -189,7 +189,7 @@ def test_ctrl_c_ends_every_stage_at_once_with_the_command(run, capsys, monkeypat
 
 
 def test_the_command_that_ctrl_c_prints_still_replaces_what_overwrite_had_not_come_to(run, capsys, monkeypatch):
-    run("--tuner", "greedy", "constant")
+    run("--tuner", "cdat", "constant")
     trained, train_one = [], train.train
 
     def once(config, *rest):
@@ -197,7 +197,7 @@ def test_the_command_that_ctrl_c_prints_still_replaces_what_overwrite_had_not_co
 
     monkeypatch.setattr(train, "train", once)
     with pytest.raises(SystemExit):
-        run("--tuner", "greedy", "constant", "--overwrite")
+        run("--tuner", "cdat", "constant", "--overwrite")
     assert capsys.readouterr().out.splitlines()[-1].endswith(" --overwrite")
 
 
@@ -431,7 +431,7 @@ def test_killed_at_any_call_to_the_file_system_a_run_goes_on_to_the_same_bytes_o
             assert end.code == 2 and message.count("\n") == 1 and "--overwrite" in message, message
             outcomes["one line"] += 1
         shutil.rmtree(folder)
-        k += 1 if KILLS >= 100 else 90
+        k += 1 if KILLS >= 100 else 190
     if KILLS >= 100:
         with capsys.disabled():
             print(f"\n{name}: killed at {sum(outcomes.values()) - 1} calls, {dict(outcomes)}")
