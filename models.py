@@ -138,6 +138,16 @@ def patches(x, size):
     return x.swapaxes(2, 3).reshape(batch, -1, size * size * c)
 
 
+def softmax(x):
+    """Weights that sum to 1 over the last axis.
+
+    Unlike jax.nn.softmax it divides by a power: of a quotient the compiler simplifies the two first-order tangents of a
+    second derivative (tuners.curvature) in two ways, sees no longer that they are one, and computes all after it twice.
+    """
+    e = jnp.exp(x - jax.lax.stop_gradient(x.max(-1, keepdims=True)))
+    return e * e.sum(-1, keepdims=True) ** -1.0
+
+
 def attention_spec(width, inner):
     """For `attention`: queries, keys and values are one kernel, side by side."""
     return {"qkv": dense_spec(width, 3 * inner), "out": dense_spec(inner, width)}
@@ -154,7 +164,7 @@ def attention(w, x, heads, causal=False):
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
     if causal:
         scores = jnp.where(jnp.tril(jnp.ones(scores.shape[2:], bool)), scores, -jnp.inf)
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", softmax(scores), v)
     return dense(w["out"], mixed.reshape(*x.shape[:2], -1))  # heads side by side again
 
 
@@ -215,6 +225,8 @@ def rnn(shape, classes, width=128):
 
     h_t = tanh(e(x_t) + h_(t-1) W + b) from h = 0, where e(c) is a learned row for character c.
 
+    The loop over the characters is unrolled: a long text is long to compile.
+
     width: units of a hidden layer
     """
     check("rnn", 1, shape, classes=classes, width=width)
@@ -227,7 +239,8 @@ def rnn(shape, classes, width=128):
             return h, h
 
         e = w["embed"][x].swapaxes(0, 1)  # (characters, batch, width): scan runs along axis 0
-        _, h = jax.lax.scan(step, jnp.zeros_like(e[0]), e)
+        # Unrolled: a loop would carry both tangents of a second derivative, which are one (see tuners.curvature).
+        _, h = jax.lax.scan(step, jnp.zeros_like(e[0]), e, unroll=True)
         return dense(w["head"], h.swapaxes(0, 1))
 
     return Model(partial(draw, spec), apply)
