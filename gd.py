@@ -56,7 +56,7 @@ def norm(a):
     return jnp.sqrt(dot(a, a))
 
 
-def average(old, new, a, b):
+def combine(old, new, a, b):
     """a old + b new, for two pytrees, in the dtypes of the old one."""
     return jax.tree.map(lambda old, new: (a * old + b * new).astype(old.dtype), old, new)
 
@@ -90,7 +90,7 @@ def momentum(momentum=0.9):
     """
 
     def direction(m, g):
-        m = average(m, g, momentum, 1)
+        m = combine(m, g, momentum, 1)
         return jax.tree.map(jnp.negative, m), m
 
     return Optimizer(init=lambda w: jax.tree.map(jnp.zeros_like, w), direction=direction, scale=lambda m: None)
@@ -112,7 +112,7 @@ def rmsprop(beta2=0.999, eps=1e-8):
     """
 
     def direction(nu, g):
-        nu = average(nu, jax.tree.map(jnp.square, g), beta2, 1 - beta2)
+        nu = combine(nu, jax.tree.map(jnp.square, g), beta2, 1 - beta2)
         return jax.tree.map(lambda nu, g: (-g / jnp.sqrt(nu + eps)).astype(g.dtype), nu, g), nu
 
     def scale(nu):
@@ -143,8 +143,8 @@ def adam(beta1=0.9, beta2=0.999, eps=1e-8):
     def direction(state, g):
         m, nu, t = state
         t = t + 1
-        m = average(m, g, beta1, 1 - beta1)
-        nu = average(nu, jax.tree.map(jnp.square, g), beta2, 1 - beta2)
+        m = combine(m, g, beta1, 1 - beta1)
+        nu = combine(nu, jax.tree.map(jnp.square, g), beta2, 1 - beta2)
         u = jax.tree.map(lambda m, p: (-m / (1 - beta1**t) / p).astype(m.dtype), m, preconditioner(nu, t))
         return u, (m, nu, t)
 
@@ -197,6 +197,16 @@ def mean_over_chunks(fn, size):
         return jax.lax.scan(add, last, size * jnp.arange((n - 1) // size))[0]
 
     return mean
+
+
+def map_over_chunks(fn, size):
+    """fn(w, batch) of a network, which maps each sample by itself, `size` samples at a time: all outputs, one chunk."""
+
+    def mapped(w, batch):
+        one = lambda sample: jax.tree.map(lambda a: a[0], fn(w, jax.tree.map(lambda a: a[None], sample)))
+        return jax.lax.map(one, batch, batch_size=size)
+
+    return mapped if size else fn
 
 
 def batch(t, n, size, seed=0):
@@ -279,11 +289,11 @@ def init_carry(w, optimizer, tuner):
 def make_step(loss, optimizer, tuner, chunk_size=0):
     """One step of gradient descent, w + ηu, as a pure function.
 
-    loss(w, batch) -> scalar, a mean over the batch's samples; optimizer an Optimizer; tuner anything with
-    init(w) -> state and rate(state, f, w, value, g, u) -> (η, state).
-    Returns step(carry, batch) -> (carry, metrics). The metrics are scalars measured at w before it moves:
-    loss f(w), learning_rate η, grad_norm ‖g‖, and turn, the cosine between this direction and the last
-    (0 at the first step). Costs one gradient, and what the tuner asks of f.
+    loss(w, batch) -> scalar, a mean over the batch's samples, in two halves where the tuner needs f so (a
+    tuners.Composed of w and batch); optimizer an Optimizer; tuner anything with init(w) -> state and
+    rate(state, f, w, value, g, u) -> (η, state). Returns step(carry, batch) -> (carry, metrics). The metrics are
+    scalars measured at w before it moves: loss f(w), learning_rate η, grad_norm ‖g‖, and turn, the cosine between this
+    direction and the last (0 at the first step). Costs one gradient, and what the tuner asks of f.
 
     >>> from types import SimpleNamespace
     >>> half = SimpleNamespace(init=lambda w: (), rate=lambda state, f, w, value, g, u: (0.5, state))
@@ -300,6 +310,9 @@ def make_step(loss, optimizer, tuner, chunk_size=0):
     def step(carry, batch):
         w, optimizer_state, tuner_state, u_last = carry
         f = lambda w: mean_over_chunks(loss, chunk_size)(w, batch)
+        if hasattr(loss, "inner"):  # then f has its two halves, too
+            f.inner = lambda w: map_over_chunks(loss.inner, chunk_size)(w, batch)
+            f.outer = lambda z, w: loss.outer(z, w, batch)
         value, g = value_and_grad(w, batch)
         u, optimizer_state = optimizer.direction(optimizer_state, g)
         eta, tuner_state = tuner.rate(tuner_state, f, w, value, g, u)

@@ -34,7 +34,7 @@ QUANTITIES = {
     "loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
     "product": "rate × sharpness, ηλ", "grad_norm": "gradient norm", "turn": "cos∠(u now, u before)",
     "alignment": "alignment of u with\nthe top eigenvector", "greedy_gain": "f(w + η_edge u)\n− f(w + η_greedy u)",
-    "test_loss": "test loss", "test_accuracy": "test accuracy",
+    "test_loss": "test loss", "test_accuracy": "test accuracy", "curvature": "curvature along u, uᵀHu/‖u‖²",
 }  # fmt: skip
 LOG = ("loss", "learning_rate", "sharpness", "grad_norm", "test_loss")  # drawn on a log axis
 

@@ -140,10 +140,14 @@ def compiled(kind, shape, classes):
     network = built(models.MODELS[kind.model], vars(kind) | {"shape": shape, "classes": classes})
     optimizer_of = lambda numbers: built(gd.OPTIMIZERS[kind.optimizer], vars(kind) | numbers)
     tuner_of = lambda numbers: built(tuners.TUNERS[kind.tuner], vars(kind) | numbers)
-    data_loss = lambda w, batch: gd.LOSSES[kind.loss](network.apply(w, batch[0]), batch[1])
-    objective = lambda numbers: lambda w, batch: data_loss(w, batch) + 0.5 * numbers["weight_decay"] * gd.dot(w, w)
+    outputs = lambda w, batch: network.apply(w, batch[0])
+    data_loss = lambda z, batch: gd.LOSSES[kind.loss](z, batch[1])
     in_chunks = functools.partial(gd.mean_over_chunks, size=kind.chunk_size)
     pick = lambda samples, indices: samples if indices is None else jax.tree.map(lambda a: a[indices], samples)
+
+    def objective(numbers):
+        decay = lambda w: 0.5 * numbers["weight_decay"] * gd.dot(w, w)
+        return tuners.Composed(outputs, lambda z, w, batch: data_loss(z, batch) + decay(w))
 
     def init(seed, numbers):
         return gd.init_carry(network.init(jax.random.key(seed)), optimizer_of(numbers), tuner_of(numbers))
@@ -159,8 +163,9 @@ def compiled(kind, shape, classes):
         return scaled(in_chunks(product)(w, samples))
 
     def test(w, batch):
-        right = jnp.argmax(network.apply(w, batch[0]), -1) == batch[1]
-        return {"test_loss": data_loss(w, batch), "test_accuracy": jnp.mean(right.astype(jnp.float32))}
+        z = outputs(w, batch)
+        right = jnp.argmax(z, -1) == batch[1]
+        return {"test_loss": data_loss(z, batch), "test_accuracy": jnp.mean(right.astype(jnp.float32))}
 
     def measure(w, carry, lam, v, samples, indices, held_out, numbers):
         """A column of metrics.csv for each key: a new quantity is a line here."""
@@ -168,6 +173,7 @@ def compiled(kind, shape, classes):
         return {
             "sharpness": tuners.scalar(lam, w),
             "alignment": sharpness.alignment(carry.u, v, optimizer_of(numbers).scale(carry.optimizer)),
+            "curvature": tuners.curvature(f, w, carry.u) / gd.dot(carry.u, carry.u),  # whatever the tuner takes
             "greedy_gain": tuners.greedy_gain(f, w, carry.u),
             **in_chunks(test)(w, held_out),
         }
@@ -288,7 +294,7 @@ RANGES = {  # by flag: the least number, the largest, and what else it may be; t
     "f_min": (-1e30, 1e30), "seed": (0, 2147483647), "image_size": (1, 1024), "width": (1, 65536), "depth": (1, 100),
     "patch": (1, 4096), "heads": (1, 1024), "attention_width": (0, 65536), "iterations": (1, 1000),
     "sigma_high": (1, 1e30), "hyper_rate": (0, 1), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, math.inf),
-    "log_every": (1, 1000), **dict.fromkeys(("steps", "sharpness_every"), (1, 10**9)),
+    "log_every": (1, 1000), **dict.fromkeys(("steps", "sharpness_every", "every"), (1, 10**9)),
     **dict.fromkeys(("eps", "lr", "sigma", "lr_max"), (1e-30, 1e30)), "sharpness_tol": (1e-30, 0.999999),
     **dict.fromkeys(("momentum", "beta1", "beta2", "beta", "average", "slope", "warmup"), (0, 0.999999)),
 }  # fmt: skip

@@ -3,31 +3,25 @@
 What this file teaches: the classical answers (a constant, a linesearch, the minimiser of a quadratic model) and the
 paper's: stay on the edge of stability, `cdat`. What else can set the rate stands below the divider.
 
-    symbol   meaning
-    w        parameters, a pytree
-    f(w)     training loss, a scalar, with the full or mini batch already bound
-    g        gradient ∇f(w)
-    u        update direction of the optimizer; the step is w + ηu, so gradient descent has u = −g
-    H        Hessian ∇²f(w), never formed: uᵀHu and Hv come from forward-mode derivatives
-    λ        sharpness, the largest eigenvalue of H; ηλ = 2 is the edge of stability of gradient descent
-    η        learning rate
-    σ, β     scaling factor of CDAT, and the decay of its moving averages
+    w  parameters, a pytree                      η     learning rate; the step is w + ηu
+    f  training loss f(w), the batch bound       λ     sharpness, the largest eigenvalue of H; ηλ = 2 is the edge
+    g  gradient ∇f(w)                            σ, β  scaling factor of CDAT, decay of its moving averages
+    u  direction; gradient descent has u = −g    H     Hessian ∇²f(w), never formed
 
 A tuner is two pure functions: init(w) -> state, and rate(state, f, w, value, g, u) -> (η, state), with value = f(w),
-one number without auxiliary output. w is float32 or float64, and η and the state are of its dtype, whatever that of
-the data and of the hyperparameters; TypeError else: keep a float32 copy of parameters in half precision.
-Where a rule has no answer (n/0, or what is not finite) η is 0: no step is taken. So an η that stays 0 says that u
-points uphill, or that f has no curvature along it. It does not save w from a u that is itself nan.
-Hyperparameters that are floats may be traced, so runs that differ only in them share a compilation. An option has a
-line in its tuner's docstring, which is also the help of its flag.
-Copying: take a function, the helpers above it, and call rate between your gradient and your update, inside your jitted
-step. On several devices f, value and g must be those of the whole batch: in pmap and shard_map f is
-lambda w: jax.lax.pmean(loss(w, batch), "devices") and g a pmean too, or each device takes a rate of its own. The
-length of u cancels in ηu (with β = 0): clip or schedule ηu, not u.
+one number without auxiliary output. w is float32 or float64, and η and the floats of the state are of its dtype,
+whatever that of the data and of the hyperparameters; TypeError else: keep a float32 copy of parameters in half
+precision. Where a rule has no answer (what is not finite, or n/0 without an lr_max) η is 0: no step is taken. An η that
+stays 0 says that u points uphill or f is flat along it. Hyperparameters that are floats may be traced.
+Copying: take a function and the helpers above it; call rate between gradient and update, inside the jitted step. On
+several devices f, value and g must be those of the whole batch: in pmap and shard_map f is lambda w:
+jax.lax.pmean(loss(w, batch), "devices") and g a pmean too, or each device takes a rate of its own. The length of u
+cancels in the ηu of cdat (with β = 0): clip or schedule ηu, not u.
 Paper: Roulet et al. 2024, arXiv:2407.06183; equation numbers are the paper's. Read next: sharpness.py.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Callable, Literal, NamedTuple
 
 import jax
@@ -66,9 +60,10 @@ def curvature(f, w, u):
     """uᵀHu, the second derivative of t ↦ f(w + tu) at t = 0 (27): a jvp of a jvp.
 
     f(w) -> scalar; w and u pytrees of the same arrays; a scalar. Forward over forward: no activation is stored,
-    whatever the depth. Costs about four forward passes beside the one that is shared with the gradient. Functions with
-    a custom_vjp have no forward mode: for these dot(u, jax.jvp(jax.grad(f), (w,), (u,))[1]), at the price of two
-    gradients.
+    whatever the depth. Costs about four forward passes beside the one that is shared with the gradient, as long as the
+    compiler sees that the two first-order tangents are one; cost_analysis() tells. It does not after a division by an
+    array (write x * y**-1.0 for x / y, as models.softmax does) nor in a lax loop, which carries both: then six.
+    Functions with a custom_vjp have no forward mode: for these uᵀ(Hu), dot(u, jax.jvp(jax.grad(f), (w,), (u,))[1]).
 
     >>> f = lambda w: w[0] ** 2 + w[0] * w[1]
     >>> float(curvature(f, jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])))
@@ -77,6 +72,37 @@ def curvature(f, w, u):
     number = lambda w: scalar(f(w), w)
     slope = lambda w: jax.jvp(number, (w,), (u,))[1]  # t ↦ f(w + tu) has the derivative ∇f(w + tu)·u
     return jax.jvp(slope, (w,), (u,))[1]
+
+
+@dataclass(frozen=True)  # not a NamedTuple: jax.checkpoint and the like take none as a function
+class Composed:
+    """A loss in two halves, called like any other, as f(w) = outer(inner(w), w) or loss(w, batch)."""
+
+    inner: Callable  # inner(w) or inner(w, batch) -> z, the outputs of a network, a pytree
+    outer: Callable  # outer(z, w) or outer(z, w, batch) -> scalar, convex in z and w: their loss, and a weight decay
+
+    def __call__(self, w, *batch):
+        return self.outer(self.inner(w, *batch), w, *batch)
+
+
+def gauss_newton(f, w, u):
+    """uᵀGu, the curvature along u of f with its network made linear: G = JᵀL″J, J of z and w, L″ the Hessian of outer.
+
+    f a `Composed`, TypeError else. H is G and a part, Σ ∂L/∂z ∇²z, of both signs: uᵀHu may pass 0, where n/d blows up.
+    uᵀGu is never negative, and it is cheaper: about two forward passes beside the gradient's.
+
+    >>> f = Composed(lambda w: w**2, lambda z, w: (z - 1) ** 2 / 2)
+    >>> float(gauss_newton(f, jnp.array(0.5), jnp.array(1.0))), float(curvature(f, jnp.array(0.5), jnp.array(1.0)))
+    (1.0, -0.5)
+    """
+    if not (hasattr(f, "inner") and hasattr(f, "outer")):
+        raise TypeError("the Gauss-Newton curvature needs f in two halves: give a Composed(inner, outer)")
+    z, jz = jax.jvp(f.inner, (w,), (u,))
+    return curvature(lambda both: f.outer(*both), (z, w), (jz, u))
+
+
+CURVATURES = {"hessian": curvature, "gauss-newton": gauss_newton}  # by the name of the option `curvature` below
+Curvature = Literal["hessian", "gauss-newton"]
 
 
 def constant(lr=0.1):
@@ -133,23 +159,24 @@ def linesearch(slope=1e-4, slack=0.0, shrink=0.8, grow=4.0, lr_max=1.0, max_tria
     return Tuner(init=lambda w: scalar(0, w), rate=rate)
 
 
-def greedy(lr_max=math.inf):
+def greedy(lr_max=math.inf, curvature: Curvature = "hessian", every=1):
     """The quadratically greedy rule (3), η = −g·u / uᵀHu: the minimiser of the quadratic model along u.
 
     lr_max: largest learning rate
+    curvature: of the Hessian, or the Gauss-Newton one
+    every: steps from one curvature to the next
 
-    Deviation: it is `cdat` at σ = 1, so where uᵀHu < 0 and the model has no minimum, |uᵀHu| takes its place.
-    Costs one curvature.
+    Deviation: where uᵀHu < 0 and the model has no minimum, |uᵀHu| takes its place. Costs as much as `cdat`.
 
     >>> f = lambda w: 2 * w**2
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
     >>> float(greedy().rate(greedy().init(w), f, w, f(w), g, -g)[0])
     0.25
     """
-    return cdat(sigma=1.0, lr_max=lr_max)
+    return cdat(1.0, lr_max=lr_max, curvature=curvature, every=every)
 
 
-def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf):
+def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf, curvature: Curvature = "hessian", every=1):
     """CDAT (8), curvature dynamics aware tuning: σ times the minimiser of the quadratic model along u.
 
         η = min(σ n/d, lr_max),   n = max(−g·u, 0),   d = |uᵀHu| + ε
@@ -158,12 +185,14 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf):
     beta: β, the decay of the moving averages of n and d
     damping: ε, added to the curvature; 0 throughout the paper
     lr_max: largest learning rate
+    curvature: of the Hessian, or the Gauss-Newton one, uᵀGu
+    every: steps from one curvature to the next; in between d/‖u‖² is held
 
     σ = 2 gives the largest η at which the quadratic model is not above f(w); were u the top eigenvector, ηλ would be 2.
     With β in (0, 1) n and d are moving averages, both from zero, whose start-up bias cancels in the ratio. Adam needs
     that even on the full batch (0.9), and where n/d jumps, as with RMSProp on transformers, it keeps a run together.
     Where an overshoot has saturated every softmax of a cross-entropy, uᵀHu underflows to 0: η is 0 from then on unless
-    there is an lr_max, which takes its place. The state is (n, d). Costs one curvature.
+    there is an lr_max. The state is (n, d, last curvature over ‖u‖², step). Costs a curvature every so many steps.
 
     >>> f = lambda w: 2 * w**2  # here H = λ = 4
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -172,17 +201,26 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf):
     >>> float(eta)
     0.5
     """
+    if curvature not in CURVATURES:
+        raise ValueError(f"curvature is {curvature!r}; it must be one of {', '.join(CURVATURES)}")
 
     def rate(state, f, w, value, g, u):
+        n_last, d_last, held, t = state
         n = jnp.maximum(-dot(g, u), 0)
-        d = jnp.abs(curvature(f, w, u)) + damping
+        magnitude = lambda: jnp.abs(CURVATURES[curvature](f, w, u))
+        if every == 1:
+            d = magnitude() + damping
+        else:  # held, of a unit vector, from one measurement to the next, unless it is of no use
+            due = (t % every == 0) | ~((held > 0) & jnp.isfinite(held))
+            held = jax.lax.cond(due, lambda _: scalar(magnitude() / dot(u, u), w), lambda d: d, held)
+            d = held * dot(u, u) + damping
         finite = jnp.isfinite(n) & jnp.isfinite(d)  # what is not must not enter the averages, which would keep it
-        n = scalar(jnp.where(finite, (1 - beta) * n + beta * state[0], state[0]), w)
-        d = scalar(jnp.where(finite, (1 - beta) * d + beta * state[1], state[1]), w)
+        n = scalar(jnp.where(finite, (1 - beta) * n + beta * n_last, n_last), w)
+        d = scalar(jnp.where(finite, (1 - beta) * d + beta * d_last, d_last), w)
         eta = jnp.minimum(sigma * n / d, lr_max)  # (8)
-        return scalar(jnp.where(finite & jnp.isfinite(eta), eta, 0), w), (n, d)
+        return scalar(jnp.where(finite & jnp.isfinite(eta), eta, 0), w), (n, d, held, t + 1)
 
-    return Tuner(init=lambda w: (scalar(0, w), scalar(0, w)), rate=rate)
+    return Tuner(lambda w: (scalar(0, w), scalar(0, w), scalar(0, w), jnp.zeros((), jnp.int32)), rate)
 
 
 # -------------------------------------------------- what else can set the rate: to compare with, and our own rule
@@ -266,12 +304,6 @@ def hypergradient(lr=0.1, hyper_rate=0.1):
     return Tuner(init=lambda w: (scalar(lr, w), jax.tree.map(jnp.zeros_like, w)), rate=rate)
 
 
-def noise_like(w):
-    """A fixed normal random vector shaped like w."""
-    flat, unravel = ravel_pytree(w)
-    return unravel(jax.random.normal(jax.random.key(0), flat.shape, scalar(0, w).dtype))
-
-
 def exact(sigma=2.0, iterations=5):
     """σ over the sharpness (25), η = σ/λ, with λ from a few warm-started power iterations a step.
 
@@ -313,10 +345,16 @@ def exact(sigma=2.0, iterations=5):
         length = jnp.sqrt(dot(v, v))
         return jax.tree.map(lambda v: v / jnp.where(length > 0, length, 1), v)
 
-    return Tuner(init=lambda w: (noise_like(w), jnp.zeros((), bool)), rate=rate)
+    def init(w):
+        flat, unravel = ravel_pytree(w)
+        noise = jax.random.normal(jax.random.key(0), flat.shape, scalar(0, w).dtype)
+        return unravel(noise), jnp.zeros((), bool)
+
+    return Tuner(init, rate)
 
 
-def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0, lr_max=math.inf):
+def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0, lr_max=math.inf,
+             curvature: Curvature = "hessian", every=1):  # fmt: skip
     """CDAT over the edge and back: ours, not the paper's.
 
         m ← average m + (1 − average) f(w),   σ = 1 where f(w) > (1 + τ) m, else sigma_high,   η = σ n/d (8)
@@ -326,13 +364,14 @@ def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0, lr_max=math.
     average: decay of the loss's moving average m
     beta: β of cdat, the decay of the moving averages of n and d
     lr_max: largest learning rate
+    curvature: of the Hessian, or the Gauss-Newton one
+    every: steps from one curvature to the next
 
     A fixed σ of 2.5 lowers sharpness and loss fastest, and may diverge. What grows is the part of u along the steepest
     directions; once that dominates u, one greedy step (σ = 1) takes most of it out. So this oversteps while the loss is
-    near its moving average m, and resets where it is above by more than the tolerance τ. Long steps paid for by
-    short ones also speed up gradient descent on convex functions (Altschuler and Parrilo 2023; Grimmer 2023).
-    The loss must be one that falls towards 0: "5 % above" means nothing where it is negative or has a floor. The state
-    is (m, the state of `cdat`); a loss that is not finite does not enter m. Costs one curvature.
+    near its moving average m, and resets where it is above by more than the tolerance τ. The loss must be one that
+    falls towards 0: "5 % above" means nothing where it is negative or has a floor. The state is (m, the state of
+    `cdat`); a loss that is not finite does not enter m. Costs as much as `cdat`.
 
     >>> f = lambda w: 2 * w**2
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -349,10 +388,10 @@ def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0, lr_max=math.
         new = jnp.where(jnp.isinf(m), value, average * m + (1 - average) * value)  # it is inf before the first loss
         m = scalar(jnp.where(jnp.isfinite(value), new, m), w)
         sigma = jnp.where(value > (1 + tolerance) * m, 1.0, sigma_high)
-        eta, averages = cdat(sigma, beta, lr_max=lr_max).rate(averages, f, w, value, g, u)
+        eta, averages = cdat(sigma, beta, 0.0, lr_max, curvature, every).rate(averages, f, w, value, g, u)
         return eta, (m, averages)
 
-    return Tuner(init=lambda w: (scalar(jnp.inf, w), cdat().init(w)), rate=rate)
+    return Tuner(init=lambda w: (scalar(jnp.inf, w), cdat(curvature=curvature).init(w)), rate=rate)
 
 
 def greedy_gain(f, w, u):
@@ -368,5 +407,4 @@ def greedy_gain(f, w, u):
     return f(move(w, 2 * eta, u)) - f(move(w, eta, u))
 
 
-RULES = constant, linesearch, greedy, cdat, schedule, polyak, hypergradient, exact, feedback
-TUNERS = {rule.__name__: rule for rule in RULES}
+TUNERS = {f.__name__: f for f in (constant, linesearch, greedy, cdat, schedule, polyak, hypergradient, exact, feedback)}

@@ -16,7 +16,7 @@ import numpy as np
 
 import gd
 from gd import OPTIMIZERS
-from tuners import TUNERS, cdat
+from tuners import TUNERS, Composed, cdat
 
 # The problem: squared error of tanh(x·weight + bias). Not quadratic, not convex, and five parameters small.
 DECAY = 0.1
@@ -27,10 +27,12 @@ FULL = [(X[0], Y[0])] * 20  # the batches of 20 steps
 MINI = [(X[t % 3], Y[t % 3]) for t in range(20)]
 
 
-def loss(w, batch):
-    x, y = batch
-    output = jnp.tanh(x @ w["weight"] + w["bias"])
-    return jnp.mean((output - y) ** 2) / 2 + DECAY / 2 * (jnp.sum(w["weight"] ** 2) + w["bias"] ** 2)
+loss = Composed(
+    inner=lambda w, batch: jnp.tanh(batch[0] @ w["weight"] + w["bias"]),
+    outer=lambda z, w, batch: (
+        jnp.mean((z - batch[1]) ** 2) / 2 + DECAY / 2 * (jnp.sum(w["weight"] ** 2) + w["bias"] ** 2)
+    ),
+)
 
 
 def derivatives(w, batch):
@@ -41,6 +43,13 @@ def derivatives(w, batch):
     bend = slope**2 - 2 * output * slope * off
     h = x.T * bend @ x / len(y) + DECAY * np.eye(len(w))
     return np.mean(off**2) / 2 + DECAY / 2 * w @ w, x.T @ (off * slope) / len(y) + DECAY * w, h
+
+
+def gauss_newton(w, batch):
+    """The Gauss-Newton matrix of that problem."""
+    x = np.column_stack([np.ones(len(batch[0])), batch[0]])
+    slope = 1 - np.tanh(x @ w) ** 2
+    return x.T * slope**2 @ x / len(x) + DECAY * np.eye(len(w))
 
 
 # Directions by hand: (u, the diagonal of P) from all gradients so far, one a row.
@@ -79,6 +88,7 @@ def train_by_hand(batches, direction, rate, beside=None):
         now = SimpleNamespace(w=beside[t].w if beside else w)
         now.f = lambda w, batch=batch: derivatives(w, batch)[0]
         now.loss, now.g, now.h = derivatives(now.w, batch)
+        now.gauss_newton = gauss_newton(now.w, batch)
         past.append(now)
         now.u, now.p = direction(np.array([record.g for record in past]))
         now.eta = rate(past)
@@ -144,17 +154,19 @@ def assert_same_training(ours, theirs, rtol=1e-8):
 def averaged_over_devices(w, batch, tuner, state, right):
     """The rate that each device takes, of its own share of the batch."""
     mean = partial(jax.lax.pmean, axis_name="devices") if right else lambda value: value
-    f = lambda w: mean(jnp.mean((batch @ w - 1) ** 2))
+    f = Composed(lambda w: jnp.tanh(batch @ w), lambda z, w: mean(jnp.mean((z - 1) ** 2)))
     value, g = jax.value_and_grad(f)(w)
     g = jax.lax.pmean(g, "devices")
     return tuner.rate(state, f, w, value, g, -g)[0]
 
 
-def rates_on_two_devices(spread):
-    """Of f as the mean over the devices, of f as each has it, and of the whole batch on one."""
-    w, batch, tuner = jnp.array([0.5, -1.0]), jnp.array([[1.0, 2.0], [0.5, 0.1], [3.0, -1.0], [2.0, 2.0]]), cdat()
+def rates_on_two_devices(spread, **words):
+    """Of f as the mean over the devices, of f as each has it, and of the whole batch on one; words are options of
+    cdat."""
+    w, batch = jnp.array([0.5, -1.0]), jnp.array([[1.0, 2.0], [0.5, 0.1], [3.0, -1.0], [2.0, 2.0]])
+    tuner = cdat(**words)
     rates = [spread(partial(averaged_over_devices, tuner=tuner, state=tuner.init(w), right=right))(
         w, batch.reshape(2, 2, 2)) for right in (True, False)]  # fmt: skip
-    f = lambda w: jnp.mean((batch @ w - 1) ** 2)
+    f = Composed(lambda w: jnp.tanh(batch @ w), lambda z, w: jnp.mean((z - 1) ** 2))
     value, g = jax.value_and_grad(f)(w)
     return [np.ravel(rate).tolist() for rate in rates] + [float(tuner.rate(tuner.init(w), f, w, value, g, -g)[0])]

@@ -130,15 +130,21 @@ def test_a_batch_whose_arrays_differ_in_length_is_no_batch_of_chunks():
             mean(1.0, (jnp.arange(7.0), other))
 
 
-@pytest.mark.parametrize("tuner", [tuners.cdat(), tuners.exact(iterations=1)], ids=["curvature", "hessian product"])
+MEASURED = {"hessian": tuners.cdat(), "gauss-newton": tuners.cdat(curvature="gauss-newton"),
+            "hessian product": tuners.exact(iterations=1)}  # fmt: skip
+
+
+@pytest.mark.parametrize("tuner", MEASURED.values(), ids=MEASURED)
 def test_memory_in_chunks_does_not_grow_with_the_samples(optimized, tuner):
     sizes = [64, 128, 128, 10]
     w = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in zip(sizes, sizes[1:])]
 
-    def mlp_loss(w, x):
+    def mlp(w, x):
         for layer in w:
             x = jnp.tanh(x @ layer)
-        return jnp.mean(x**2)
+        return x
+
+    mlp_loss = tuners.Composed(mlp, lambda z, w, x: jnp.mean(z**2))
 
     def gradient_product_and_step(w, x):
         product = lambda w, x: sharpness.hvp(lambda w: mlp_loss(w, x), w, w)
@@ -168,25 +174,26 @@ def test_a_batch_is_laid_over_as_many_devices_as_divide_it(monkeypatch):
 # --- What holds for every optimizer with one tuner, and for every tuner with one optimizer: they meet only in g and u.
 
 PAIRS = [*((name, "cdat") for name in OPTIMIZERS), *(("momentum", name) for name in TUNERS if name != "cdat")]
-every_pair = pytest.mark.parametrize("optimizer, tuner", PAIRS)
+VARIANTS_OF_CDAT = [("momentum", "cdat", {"curvature": "gauss-newton"}), ("momentum", "feedback", {"every": 3})]
+every_pair = pytest.mark.parametrize("optimizer, tuner, words", [*((*pair, {}) for pair in PAIRS), *VARIANTS_OF_CDAT])
 
 
-def start(optimizer, tuner, w, scale=1.0):
+def start(optimizer, tuner, w, scale=1.0, words={}):
     """(carry, numbers), with floats `scale` times those above."""
     parts = (OPTIMIZERS, optimizer), (TUNERS, tuner)
     numbers = tuple(numbers_of(registry[name], NUMBERS.get(name, {})) for registry, name in parts)
     numbers = jax.tree.map(lambda x: scale * x if isinstance(x, float) else x, numbers)
-    return gd.init_carry(w, OPTIMIZERS[optimizer](**numbers[0]), TUNERS[tuner](**numbers[1])), numbers
+    return gd.init_carry(w, OPTIMIZERS[optimizer](**numbers[0]), TUNERS[tuner](**numbers[1], **words)), numbers
 
 
 @every_pair
-def test_carry_and_scale_keep_structure_and_dtype(optimizer, tuner):
+def test_carry_and_scale_keep_structure_and_dtype(optimizer, tuner, words):
     kinds = partial(jax.tree.map, lambda a: (a.shape, a.dtype, a.weak_type))
     for x64, dtype in (False, "float32"), (True, "float64"), (True, "float32"):
         with jax.enable_x64(x64):
-            carry, numbers = start(optimizer, tuner, pytree(START, dtype))
+            carry, numbers = start(optimizer, tuner, pytree(START, dtype), words=words)
             batch = jax.tree.map(partial(jnp.asarray, dtype=dtype), FULL[0])
-            after, metrics = jax.eval_shape(step_with(optimizer, tuner), carry, batch, numbers)
+            after, metrics = jax.eval_shape(step_with(optimizer, tuner, **words), carry, batch, numbers)
             assert kinds(after) == kinds(carry)
             assert {leaf.dtype.name for leaf in jax.tree.leaves((carry.w, carry.u, metrics))} == {dtype}
             scale = jax.eval_shape(OPTIMIZERS[optimizer](**numbers[0]).scale, carry.optimizer)
@@ -194,15 +201,15 @@ def test_carry_and_scale_keep_structure_and_dtype(optimizer, tuner):
 
 
 @every_pair
-def test_a_donated_carry_gives_the_same_bits_twice_and_other_numbers_need_no_compilation(optimizer, tuner):
+def test_a_donated_carry_gives_the_same_bits_twice_and_other_numbers_need_no_compilation(optimizer, tuner, words):
     def run(scale=1.0):
-        carry, numbers = start(optimizer, tuner, pytree(START), scale)
+        carry, numbers = start(optimizer, tuner, pytree(START), scale, words)
         logged = []
         for batch in MINI[:6]:
             buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(carry)]
             assert len(set(buffers)) == len(buffers)
             previous = carry
-            carry, metrics = step_with(optimizer, tuner)(carry, batch, numbers)
+            carry, metrics = step_with(optimizer, tuner, **words)(carry, batch, numbers)
             assert previous.w["weight"].is_deleted()
             logged.append(metrics)  # read only after the carry beside it was given away
         return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((carry, logged))]
@@ -215,12 +222,12 @@ def test_a_donated_carry_gives_the_same_bits_twice_and_other_numbers_need_no_com
 
 
 @every_pair
-def test_vmap_of_scan_with_fixed_numbers_is_a_loop_with_numbers_as_arguments(optimizer, tuner):
+def test_vmap_of_scan_with_fixed_numbers_is_a_loop_with_numbers_as_arguments(optimizer, tuner, words):
     starts = np.stack([START, START[::-1]])
 
     def scanned(w, batches):
-        carry, numbers = start(optimizer, tuner, w)
-        step = gd.make_step(loss, OPTIMIZERS[optimizer](**numbers[0]), TUNERS[tuner](**numbers[1]))
+        carry, numbers = start(optimizer, tuner, w, words=words)
+        step = gd.make_step(loss, OPTIMIZERS[optimizer](**numbers[0]), TUNERS[tuner](**numbers[1], **words))
         return jax.lax.scan(step, carry, batches)
 
     with jax.enable_x64(True):
@@ -228,9 +235,9 @@ def test_vmap_of_scan_with_fixed_numbers_is_a_loop_with_numbers_as_arguments(opt
         w = jax.tree.map(lambda *a: jnp.stack(a), *map(pytree, starts))
         carries, logs = jit(jax.vmap(scanned, (0, None)))(w, batches)
         for i, w in enumerate(starts):
-            carry, numbers = start(optimizer, tuner, pytree(w))
+            carry, numbers = start(optimizer, tuner, pytree(w), words=words)
             for t, batch in enumerate(MINI[:4]):
-                carry, metrics = step_with(optimizer, tuner)(carry, batch, numbers)
+                carry, metrics = step_with(optimizer, tuner, **words)(carry, batch, numbers)
                 for name, value in metrics.items():
                     np.testing.assert_allclose(logs[name][i, t], value, 1e-8, 1e-10)
             for together, alone in zip(jax.tree.leaves(carries), jax.tree.leaves(carry), strict=True):

@@ -433,6 +433,7 @@ def test_what_is_measured_at_a_step_is_what_numpy_finds_there(optimizer, lr, tmp
                 "loss": f(w, x[rows], y[rows]),
                 "grad_norm": np.linalg.norm(g),
                 "sharpness": values[-1],
+                "curvature": u @ h @ u / (u @ u),
                 "alignment": abs(vectors[:, -1] @ (np.sqrt(p) * u)) / np.linalg.norm(np.sqrt(p) * u),
                 "test_loss": f(w, x_test, y_test) - 0.01 / 2 * w @ w,
                 "test_accuracy": np.mean(np.argmax(logits(w, x_test), 1) == y_test),

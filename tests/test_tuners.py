@@ -11,6 +11,7 @@ from by_hand import train, train_by_hand
 from jax import jit
 
 import gd
+import models
 import tuners
 from tuners import TUNERS
 
@@ -38,10 +39,13 @@ def linesearch(past, slope=1e-4, slack=0.0, shrink=0.8, grow=4.0, lr_max=1.0, ma
     return 0.0
 
 
-def cdat(past, sigma=2.0, beta=0.0, damping=0.0):
+def cdat(past, sigma=2.0, beta=0.0, damping=0.0, curvature="hessian", every=1):
+    matrix_of = lambda now: {"hessian": now.h, "gauss-newton": now.gauss_newton}[curvature]
+    unit = lambda now: now.u / np.linalg.norm(now.u)
+    along = [abs(unit(now) @ matrix_of(now) @ unit(now)) for now in past]
     weights = beta ** np.arange(len(past))[::-1]
     n = weights @ [max(-now.g @ now.u, 0) for now in past]
-    d = weights @ [abs(now.u @ now.h @ now.u) + damping for now in past]
+    d = weights @ [along[t - t % every] * now.u @ now.u + damping for t, now in enumerate(past)]
     return sigma * n / d
 
 
@@ -55,10 +59,10 @@ def hypergradient(past, lr=0.1, hyper_rate=0.1):
     return lr
 
 
-def feedback(past, sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0):
+def feedback(past, sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0, **more):
     losses = [now.loss for now in past]
     weights = average ** np.arange(len(losses))[::-1] * np.append(1, np.full(len(losses) - 1, 1 - average))
-    return cdat(past, 1.0 if losses[-1] > (1 + tolerance) * weights @ losses else sigma_high, beta)
+    return cdat(past, 1.0 if losses[-1] > (1 + tolerance) * weights @ losses else sigma_high, beta, **more)
 
 
 SEARCHES = [
@@ -74,24 +78,30 @@ CASES = [
     *[(schedule, {"lr": 0.3, "steps": 20, "warmup": 0.2, "decay": d}) for d in ("constant", "linear", "cosine")],
     *[(linesearch, numbers) for numbers in SEARCHES],
     (partial(cdat, sigma=1.0), {}),  # greedy
+    (partial(cdat, sigma=1.0), {"curvature": "gauss-newton", "every": 2}),
     (cdat, {}),
     (cdat, {"beta": 0.9}),
     (cdat, {"sigma": 0.5, "beta": 0.5, "damping": 0.1}),
+    (cdat, {"curvature": "gauss-newton"}),
+    (cdat, {"sigma": 0.5, "beta": 0.5, "damping": 0.1, "every": 4}),
     (polyak, {}),
     (polyak, {"f_min": 0.05, "lr_max": 0.2}),
     (hypergradient, {}),
     (hypergradient, {"hyper_rate": 0.5}),
     (feedback, {}),
     (feedback, {"sigma_high": 1.5, "tolerance": 0.0, "average": 0.5, "beta": 0.5}),
+    (feedback, {"curvature": "gauss-newton", "every": 3}),
 ]
 
 
 @pytest.mark.parametrize("batches", [FULL, MINI], ids=["full", "mini"])
 @pytest.mark.parametrize("rate, numbers", CASES)
 def test_20_steps_are_those_of_plain_numpy(rate, numbers, batches):
-    name, words = getattr(rate, "__name__", "greedy"), {key: numbers[key] for key in numbers if key == "decay"}
+    name, words = getattr(rate, "__name__", "greedy"), ("decay", "curvature", "every")
+    static = {key: numbers[key] for key in numbers if key in words}
     with jax.enable_x64(True):
-        ours = train(batches, "momentum", name, {}, numbers, **words)
+        traced = {key: numbers[key] for key in numbers if key not in words}
+        ours = train(batches, "momentum", name, {}, traced, **static)
     assert_same_training(ours, train_by_hand(batches, DIRECTIONS["momentum"], partial(rate, **numbers), beside=ours))
 
 
@@ -171,6 +181,60 @@ def test_curvature_is_that_of_the_dense_hessian():
             assert float(curvature(u)) == pytest.approx(u @ h @ u, 1e-10)
 
 
+PROBE = tuners.Tuner(lambda w: (), lambda state, f, w, value, g, u: (tuners.gauss_newton(f, w, u), state))
+
+
+@pytest.mark.parametrize("loss", gd.LOSSES)
+@pytest.mark.parametrize("name, shape", [("mlp", (4, 4, 1)), ("cnn", (4, 4, 2)), ("transformer", (3,))])
+def test_the_gauss_newton_curvature_is_that_of_the_dense_matrix(name, shape, loss, classes=3, decay=0.3):
+    with jax.enable_x64(True):
+        network = models.MODELS[name](shape, classes, width=4, depth=1)
+        flat, unravel = jax.flatten_util.ravel_pytree(network.init(jax.random.key(0)))
+        flat += 0.3 * RNG.normal(size=len(flat))
+        x = jnp.asarray(RNG.integers(3, size=(6, *shape)) if len(shape) == 1 else RNG.normal(size=(6, *shape)))
+        y = RNG.integers(3, size=(6, *shape) if len(shape) == 1 else 6)
+        outer = lambda z, w, batch: gd.LOSSES[loss](z, batch[1]) + decay / 2 * gd.dot(w, w)
+        composed = tuners.Composed(lambda w, batch: network.apply(w, batch[0]), outer)
+        outputs = lambda flat: network.apply(unravel(flat), x).reshape(-1, classes)
+        both = jit(lambda flat: (outputs(flat), jax.jacrev(outputs)(flat)))
+        z, jacobian = map(np.asarray, both(flat))
+        p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+        second = [np.eye(classes) if loss == "mse" else np.diag(row) - np.outer(row, row) for row in p]
+        matrix = np.mean([j.T @ s @ j for j, s in zip(jacobian, second)], axis=0) + decay * np.eye(len(flat))
+        for size in 0, 2, 4:  # the whole, chunks that divide it and chunks that do not
+            step = jit(gd.make_step(composed, gd.gd(), PROBE, size))
+            carry, metrics = step(gd.init_carry(unravel(flat), gd.gd(), PROBE), (x, y))
+            u = np.asarray(jax.flatten_util.ravel_pytree(carry.u)[0])
+            assert float(metrics["learning_rate"]) == pytest.approx(u @ matrix @ u, 1e-10)
+
+
+def test_the_gauss_newton_curvature_is_never_negative_and_that_of_a_linear_network_is_the_hessians():
+    signs = set()
+    with jax.enable_x64(True):
+        for name, shape in ("linear", (4, 4, 1)), ("transformer", (3,)):
+            network = models.MODELS[name](shape, 5, **{} if name == "linear" else {"width": 4, "depth": 1})
+            w = jax.eval_shape(network.init, jax.random.key(0))
+            x = RNG.integers(5, size=(4, *shape)) if name == "transformer" else RNG.normal(size=(4, *shape))
+            y = RNG.integers(5, size=(4, *shape) if name == "transformer" else 4)
+            outer = lambda z, w, y=y: gd.ce(z, y)
+            f = tuners.Composed(lambda w, network=network, x=x: network.apply(w, x), outer)
+            both = jit(lambda w, u, f=f: (tuners.gauss_newton(f, w, u), tuners.curvature(f, w, u)))
+            for _ in range(200):
+                w, u = (jax.tree.map(lambda leaf: jnp.asarray(RNG.normal(size=leaf.shape)), w) for _ in range(2))
+                ours, hessian = map(float, both(w, u))
+                assert ours >= 0
+                assert name != "linear" or ours == pytest.approx(hessian, rel=1e-12, abs=1e-12)
+                signs.add(hessian > 0)
+    assert signs == {True, False}
+
+
+@pytest.mark.parametrize("name", ["greedy", "cdat", "feedback"])
+def test_a_loss_in_one_piece_has_no_gauss_newton_curvature_and_one_line_says_what_to_give(name):
+    rule, value, g, u = each(name, curvature="gauss-newton")
+    with pytest.raises(TypeError, match=r"give a Composed\(inner, outer\)"):
+        rule.rate(rule.init(AT), LINE, AT, value, g, u)
+
+
 def test_sigma_1_is_exact_line_search_and_sigma_2_leaves_a_quadratic_as_high_as_it_was():
     w = RNG.normal(size=4)
     u = B - A @ w
@@ -233,9 +297,11 @@ def test_polyak_reaches_the_minimum_of_a_line_in_one_step():
         assert float(tuners.polyak(**numbers).rate((), None, w, w[0], g, -g)[0]) == eta
 
 
-def test_a_schedule_of_no_known_shape_is_refused():
+def test_a_word_that_is_not_known_is_refused():
     with pytest.raises(ValueError, match="'steps'.*constant, linear, cosine"):
         tuners.schedule(10, decay="steps")
+    with pytest.raises(ValueError, match="'fisher'.*hessian, gauss-newton"):
+        tuners.greedy(curvature="fisher")
 
 
 # --- The linesearch.
@@ -285,14 +351,14 @@ NUMBERS = {"constant": {"lr": 0.05}, "schedule": {"lr": 0.05}, "cdat": {"sigma":
 PAIRS = [*(("gd", name) for name in TUNERS), *((name, "greedy") for name in gd.OPTIMIZERS if name != "gd")]
 
 
-@pytest.mark.parametrize("optimizer, tuner", PAIRS)
-def test_a_batch_without_gradient_or_curvature_leaves_later_steps_usable(optimizer, tuner):
+@pytest.mark.parametrize("optimizer, tuner, words", [*((*pair, {}) for pair in PAIRS), ("gd", "cdat", {"every": 30})])
+def test_a_batch_without_gradient_or_curvature_leaves_later_steps_usable(optimizer, tuner, words):
     def f(w, batch):
         h, b, least, kink, at = batch
         return w @ (h * w) / 2 + b @ w + least + kink * jnp.sum(jnp.abs(w - at) ** 1.5)
 
     steps = {"steps": 20} if tuner == "schedule" else {}
-    rule, direction = TUNERS[tuner](**steps, **NUMBERS.get(tuner, {})), gd.OPTIMIZERS[optimizer]()
+    rule, direction = TUNERS[tuner](**steps, **NUMBERS.get(tuner, {}), **words), gd.OPTIMIZERS[optimizer]()
     step = jit(gd.make_step(f, direction, rule))
     spectrum, w = np.float32([0.1, 0.2, 0.3, 0.4]), np.float32([1, -1, 1, -1])
     no, far = 0 * w, 0 * w + 99
@@ -360,9 +426,10 @@ def test_the_length_of_the_direction_cancels_in_the_step(name):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-def test_devices_take_the_rate_of_the_whole_batch_where_f_is_the_mean_over_them():
+@pytest.mark.parametrize("words", [{}, {"curvature": "gauss-newton"}, {"every": 2}])
+def test_devices_take_the_rate_of_the_whole_batch_where_f_is_the_mean_over_them(words):
     spread = lambda fn: jax.vmap(fn, (None, 0), axis_name="devices")  # as pmap does; see test_train.py for real devices
-    mean, own, whole = rates_on_two_devices(spread)
+    mean, own, whole = rates_on_two_devices(spread, **words)
     assert mean == pytest.approx([whole, whole], rel=1e-6) and abs(own[0] / own[1] - 1) > 0.1
 
 
