@@ -223,15 +223,14 @@ def cnn(shape, classes, width=16, depth=3):
 def rnn(shape, classes, width=128):
     """A recurrent layer that predicts, at each character, the next (Elman 1990).
 
-    h_t = tanh(e(x_t) + h_(t-1) W + b) from h = 0, where e(c) is a learned row for character c.
-
-    The loop over the characters is unrolled: a long text is long to compile.
+    h_t = tanh(e(x_t) + h_(t-1) W + b) from h = 0, where e(c) is a learned row for character c. The loop over the
+    characters is unrolled: a long text is long to compile.
 
     width: units of a hidden layer
     """
     check("rnn", 1, shape, classes=classes, width=width)
-    spec = {"recur": dense_spec(width, width), "head": dense_spec(width, classes)}
-    spec["embed"] = Normal((classes, width), 1 / width)
+    embed = Normal((classes, width), 1 / width)
+    spec = {"embed": embed, "recur": dense_spec(width, width), "head": dense_spec(width, classes)}
 
     def apply(w, x):
         def step(h, e):  # (batch, width) each
@@ -246,14 +245,14 @@ def rnn(shape, classes, width=128):
     return Model(partial(draw, spec), apply)
 
 
-def resnet_block_spec(c_in, c, bottleneck, norm, scale):
-    """The last convolution starts silent, those before it multiplied by `scale`."""
+def resnet_block_spec(c_in, c, bottleneck, norm, scales=(1.0, 1.0, 0.0), shortcut="identity"):
+    """What the convolutions start multiplied by: of the shortcut, the first ones and the last one of the branch."""
     plan = [(1, c_in, c), (3, c, c), (1, c, 4 * c)] if bottleneck else [(3, c_in, c), (3, c, c)]
     *first, last = plan  # kernel size, channels in, channels out
-    branch = [conv_spec(*sizes, norm, scale) for sizes in first] + [conv_spec(*last, norm, 0.0)]
-    if c_in == last[2]:
+    branch = [conv_spec(*sizes, norm, scales[1]) for sizes in first] + [conv_spec(*last, norm, scales[2])]
+    if c_in == last[2] and shortcut == "identity":
         return {"branch": branch}
-    return {"branch": branch, "shortcut": conv_spec(1, c_in, last[2], norm)}
+    return {"branch": branch, "shortcut": conv_spec(1, c_in, last[2], norm, scales[0])}
 
 
 def resnet_block(w, x, stride, norm):
@@ -268,31 +267,37 @@ def resnet_block(w, x, stride, norm):
 
 
 def resnet(shape, classes, width=16, depth=10, norm: Literal["none", "layer", "group"] = "none",
-           stem: Literal["small", "imagenet"] = "small"):  # fmt: skip
+           stem: Literal["small", "imagenet"] = "small", start: Literal["fixup", "lecun"] = "fixup",
+           shortcut: Literal["identity", "projection"] = "identity"):  # fmt: skip
     """Blocks that each add a correction to what they are given (He et al. 2016).
 
     width: channels of the first stage, doubled in each later one
     depth: 10, 18 or 34, with two 3x3 convolutions a block; 50, with 1x1, 3x3 and 1x1
     norm: after every convolution; layer: over the channels of a pixel
     stem: small (3x3), or imagenet (7x7 with stride 2, then a max pool with stride 2)
+    start: fixup (all branches silent), or lecun (all kernels from N(0, 1/fan-in), none silent)
+    shortcut: identity where shapes allow it, or projection in every block; the paper's code has lecun and projection
 
-    All branches start at zero, so that any depth starts shallow. With a norm, its last scale in a
-    branch is zero (Goyal et al. 2017). Without, the last kernel is, and the m - 1 others are scaled
-    by blocks^(-1 / (2m - 2)), as in Fixup (Zhang et al. 2019), whose scalars are left out.
+    Silent branches make any depth start shallow: the last scale of a norm is zero (Goyal et al. 2017), or else the last
+    kernel, and the m - 1 others are scaled by blocks^(-1 / (2m - 2)) (Fixup, Zhang et al. 2019; without its scalars).
     """
     check("resnet", 3, shape, classes=classes, width=width)
     stages = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
     stems = {"small": (3, 1), "imagenet": (7, 2)}  # kernel size and stride
-    for name, value, of in ("depth", depth, stages), ("norm", norm, NORMS), ("stem", stem, stems):
+    for name, value, of in (("depth", depth, stages), ("norm", norm, NORMS), ("stem", stem, stems),
+                            ("start", start, ("fixup", "lecun")), ("shortcut", shortcut, ("identity", "projection"))):  # fmt: skip
         require(value in of, f"resnet: {name} must be one of {[*of]}, not {value!r}")
     bottleneck, blocks = depth == 50, sum(stages[depth])
-    scale = blocks ** (-1 / 4 if bottleneck else -1 / 2) if norm == "none" else 1.0
+    scales = {  # of the shortcuts and the stem; in a branch of the first kernels and of the last
+        "fixup": (1.0, blocks ** (-1 / 4 if bottleneck else -1 / 2) if norm == "none" else 1.0, 0.0),
+        "lecun": 3 * (math.sqrt(1 / 2) if norm == "none" else 1.0,),  # a gain of 1 in place of 2
+    }[start]
     inner = [width * 2**stage for stage, n in enumerate(stages[depth]) for _ in range(n)]
     outer = [width] + [4 * c if bottleneck else c for c in inner]  # channels between blocks
     strides = [2 if now > before else 1 for before, now in zip(inner[:1] + inner, inner)]
     spec = {
-        "stem": conv_spec(stems[stem][0], shape[2], width, norm),
-        "blocks": [resnet_block_spec(a, c, bottleneck, norm, scale) for a, c in zip(outer, inner)],
+        "stem": conv_spec(stems[stem][0], shape[2], width, norm, scales[0]),
+        "blocks": [resnet_block_spec(a, c, bottleneck, norm, scales, shortcut) for a, c in zip(outer, inner)],
         "head": dense_spec(outer[-1], classes),
     }
 
@@ -390,19 +395,19 @@ def transformer(shape, classes, width=64, depth=2, heads=4, attention_width=0):
 
     def apply(w, x):
         x = w["embed"][x] + w["positions"][: x.shape[1]]
-        mix = partial(attention, heads=heads, causal=True)
-        return dense(w["head"], stack(w, x, mix, jax.nn.relu))
+        return dense(w["head"], stack(w, x, partial(attention, heads=heads, causal=True), jax.nn.relu))
 
     return Model(partial(draw, spec), apply)
 
 
 MODELS = {f.__name__: f for f in (linear, mlp, cnn, rnn, resnet, mixer, vit, transformer)}
 
-PRESETS = {  # the paper's own; it does not name the stem of its resnets
+PRESETS = {  # the paper's own
     "mlp-fig15": {"model": "mlp", "width": 256, "depth": 3},
     "mlp-fig16": {"model": "mlp", "width": 1024, "depth": 1},
-    "resnet34": {"model": "resnet", "depth": 34, "width": 64, "norm": "none", "stem": "small"},
-    "resnet50": {"model": "resnet", "depth": 50, "width": 64, "norm": "layer", "stem": "small"},
+    "resnet34": {"model": "resnet", "depth": 34, "width": 64, "norm": "none", "stem": "imagenet", "start": "lecun",
+                 "shortcut": "projection"},
+    "resnet50": {"model": "resnet", "depth": 50, "width": 64, "norm": "layer", "stem": "imagenet"},
     "mixer-ti8": {"model": "mixer", "width": 192, "depth": 12, "patch": 8},
     "vit-ti32": {"model": "vit", "width": 192, "depth": 12, "patch": 32, "heads": 3},
     "nanolm": {"model": "transformer", "width": 256, "depth": 6, "heads": 8, "attention_width": 32},  # of all heads

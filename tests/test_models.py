@@ -26,6 +26,7 @@ TINY = {  # a small instance of every model, and two of some
     "rnn": ("rnn", {"width": 5}),
     "resnet": ("resnet", {"width": 2, "stem": "imagenet"}),
     "resnet-group": ("resnet", {"width": 4, "norm": "group"}),
+    "resnet-paper": ("resnet", {"width": 2, "stem": "imagenet", "start": "lecun", "shortcut": "projection"}),
     "mixer": ("mixer", {"width": 6, "depth": 1}),
     "vit": ("vit", {"width": 6, "depth": 1, "heads": 3}),
     "transformer": ("transformer", {"width": 6, "depth": 1, "heads": 2, "attention_width": 4}),
@@ -206,7 +207,7 @@ def np_resnet(w, x, imagenet, norm=lambda layer, x: x):
     x = np_max_pool(x) if imagenet else x
     for block, stride in zip(w["blocks"], (1, 2, 2, 2)):
         y = conv(block["branch"][1], np_relu(conv(block["branch"][0], x, stride)), 1)
-        x = np_relu(y + (conv(block["shortcut"], x, stride) if stride == 2 else x))
+        x = np_relu(y + (conv(block["shortcut"], x, stride) if "shortcut" in block else x))
     return np_dense(w["head"], x.mean((1, 2)))
 
 
@@ -239,6 +240,7 @@ ORACLES = {
     "cnn": np_cnn,
     "rnn": np_rnn,
     "resnet": partial(np_resnet, imagenet=True),
+    "resnet-paper": partial(np_resnet, imagenet=True),
     "resnet-group": partial(np_resnet, imagenet=False, norm=lambda w, x: np_group_norm(w, x, min(16, x.shape[3]))),
     "mixer": np_mixer,
     "vit": np_vit,
@@ -257,7 +259,7 @@ def test_logits_are_those_of_the_same_network_in_numpy(name):
 def test_a_bottleneck_block_takes_its_stride_in_the_3x3_convolution():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        spec = models.resnet_block_spec(3, 2, bottleneck=True, norm="layer", scale=1.0)
+        spec = models.resnet_block_spec(3, 2, bottleneck=True, norm="layer")
         w = anywhere(models.Model(partial(models.draw, spec), None))
         x = rng.uniform(size=(2, 5, 6, 3))
         y = x
@@ -322,13 +324,13 @@ def test_imagenet_resnets_have_as_many_parameters_as_torchvision_reports(depth):
         assert count(models.resnet((224, 224, 3), 1000, **options)) == REPORTED[depth]
 
 
-def test_resnet_presets_are_those_with_a_small_stem_and_resnet34_without_its_normalisation():
-    stem = 3 * (7 * 7 - 3 * 3) * 64  # what it is larger by
+def test_resnet_presets_have_the_imagenet_stem_and_resnet34_a_projection_in_each_block_and_no_normalisation():
     norms = 2 * (64 * 7 + 128 * 9 + 256 * 13 + 512 * 7)  # scale and shift of 1 + 6 convolutions of 64 channels, ...
+    more = 3 * 64**2 + 3 * 128**2 + 5 * 256**2 + 2 * 512**2  # projections in the blocks that keep their shape
     for classes in (10, 1000):
         head34, head50 = (linear_size(width, 1000) - linear_size(width, classes) for width in (512, 2048))
-        assert shapes("resnet34", (32, 32, 3), classes) == (REPORTED[34] - stem - norms - head34, (2, classes))
-        assert shapes("resnet50", (32, 32, 3), classes) == (REPORTED[50] - stem - head50, (2, classes))
+        assert shapes("resnet34", (32, 32, 3), classes) == (REPORTED[34] - norms + more - head34, (2, classes))
+        assert shapes("resnet50", (32, 32, 3), classes) == (REPORTED[50] - head50, (2, classes))
 
 
 def test_resnet10_is_resnet18_less_the_second_block_of_each_stage():
@@ -411,7 +413,8 @@ def test_a_residual_branch_starts_silent_and_learns_from_the_first_step():
     kinds = [(bottleneck, norm) for bottleneck in (False, True) for norm in ("none", "layer", "group")]
 
     def start(key, bottleneck, norm):
-        block = models.draw(models.resnet_block_spec(16, 4 if bottleneck else 16, bottleneck, norm, 0.5), key)
+        spec = models.resnet_block_spec(16, 4 if bottleneck else 16, bottleneck, norm, (1.0, 0.5, 0.0))
+        block = models.draw(spec, key)
         z, pull = jax.vjp(lambda w: models.resnet_block(w, jnp.asarray(x), 1, norm), block)
         return z, pull(z)[0]["branch"][-1]["kernel" if norm == "none" else "scale"]
 
@@ -429,6 +432,17 @@ def test_without_normalisation_the_kernels_of_a_branch_start_as_in_fixup(depth, 
             he = 2 / math.prod(kernel.shape[:3])
             assert kernel.variance == pytest.approx(he * len(w["blocks"]) ** (2 * power))
         assert last.variance == 0 and last.mean == 0
+
+
+@pytest.mark.parametrize("depth, norm", [(10, "none"), (50, "none"), (50, "layer")])
+def test_no_branch_starts_silent_in_a_lecun_start_whose_kernels_have_a_gain_of_1(depth, norm, spec):
+    w = models.resnet((8, 8, 3), 3, depth=depth, norm=norm, start="lecun", shortcut="projection").init(None)
+    for block in w["blocks"]:
+        for layer in [w["stem"], block["shortcut"], *block["branch"]]:
+            if norm == "none":
+                assert layer["kernel"].variance == pytest.approx(1 / math.prod(layer["kernel"].shape[:3]))
+            else:
+                assert layer["scale"].mean == 1
 
 
 def test_heads_positions_and_characters_start_as_in_the_published_code(spec):
@@ -508,6 +522,8 @@ def test_logits_have_the_dtype_of_the_parameters_whatever_that_of_the_images(nam
         ("resnet", IMAGE, {"depth": 12}, "12", "[10, 18, 34, 50]"),
         ("resnet", IMAGE, {"norm": "batch"}, "'batch'", "['none', 'layer', 'group']"),
         ("resnet", IMAGE, {"stem": "big"}, "'big'", "['small', 'imagenet']"),
+        ("resnet", IMAGE, {"start": "he"}, "'he'", "['fixup', 'lecun']"),
+        ("resnet", IMAGE, {"shortcut": "none"}, "'none'", "['identity', 'projection']"),
         ("mixer", (8, 6, 3), {}, "4", "(8, 6)"),
         ("mixer", (6, 8, 3), {}, "4", "(6, 8)"),
         ("vit", (8, 6, 3), {}, "4", "(8, 6)"),
