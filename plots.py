@@ -33,7 +33,7 @@ LOOKS = [(1.0, "-"), (0.45, "--"), (1.4, ":"), (1.65, "-."), (0.7, (0, (6, 2)))]
 QUANTITIES = {
     "loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
     "product": "rate × sharpness, ηλ", "grad_norm": "gradient norm", "turn": "cos∠(u now, u before)",
-    "alignment": "alignment of u with\nthe top eigenvector", "greedy_gain": "f(w + η_edge u)\n− f(w + η_greedy u)",
+    "alignment": "alignment of u with\nthe top eigenvector", "greedy_gain": "loss after an on-edge step\n− loss after a greedy one",
     "test_loss": "test loss", "test_accuracy": "test accuracy", "curvature": "curvature along u, uᵀHu/‖u‖²",
 }  # fmt: skip
 LOG = ("loss", "learning_rate", "sharpness", "grad_norm", "test_loss")  # drawn on a log axis
@@ -69,18 +69,19 @@ def load_run(folder):
 def progress(steps):
     """report(rows) for a run of so many steps: a line that renews itself on a terminal, else one for each tenth of it.
 
-    No rows: the first step begins. Rate and product are those of the last step at which the sharpness was measured.
+    No rows: the first step begins. The rate is that of the last ten steps, the product that with the last sharpness.
     """
-    first, tenths, measured = None, -1, ""
+    first, tenths, lam = None, -1, np.nan
 
     def report(rows):
-        nonlocal first, tenths, measured
+        nonlocal first, tenths, lam
         text, done, end = "compiling ...", 0, ""
-        for row in rows:
-            done, loss, rate = row["step"] + 1, float(row["loss"]), float(row["learning_rate"])
-            if np.isfinite(row.get("sharpness", np.nan)):
-                measured = f"rate {rate:<8.3g} product {rate * float(row['sharpness']):.3g}"
-            text = f"{done:6d}/{steps} loss {loss:<9.4g} {measured or f'rate {rate:.3g}'}"
+        if rows:
+            done, loss = rows[-1]["step"] + 1, float(rows[-1]["loss"])
+            rate = geometric(np.array([row["learning_rate"] for row in rows[-10:]], float))
+            lam = last_measured(np.array([lam, *(row.get("sharpness", np.nan) for row in rows)], float))
+            product = f" product {rate * lam:.3g}" if np.isfinite(lam) else ""
+            text = f"{done:6d}/{steps} loss {loss:<9.4g} rate {rate:<8.3g}{product}"
             end = "\n" if done == steps or not np.isfinite(loss) else ""
         if rows and first:  # the first interval compiles: no pace to judge by
             left = (time.time() - first[0]) / (done - first[1]) * (steps - done)
@@ -142,8 +143,9 @@ def labels(runs):
 def setting_of(settings):
     """What a run trains, in words, such as mlp, digits, adam, batch 64."""
     network = settings.get("preset") or settings.get("model")
-    if settings.get("activation") == "tanh":
-        network = f"tanh {network}"
+    for name in "activation", "start", "norm":
+        if settings.get(name) not in (None, "relu", "lecun", "none"):  # as in the paper
+            network = f"{settings[name]} {network}"
     words = [word for word in (network, settings.get("dataset"), settings["optimizer"]) if word not in (None, "gd")]
     if settings.get("batch_size"):
         words.append(f"batch {settings['batch_size']}")
@@ -165,12 +167,29 @@ def last_measured(column):
     return next((value for value in column[::-1] if np.isfinite(value)), math.nan)
 
 
+def products(history):
+    """ηλ at each step: the rate times the sharpness, interpolated between the steps at which it was measured.
+
+    A rate may alternate from step to step, as it does under greedy: measured steps alone show every other rate.
+    """
+    step, there = history["step"], np.isfinite(history["sharpness"])
+    if not there.any():
+        return np.full(len(step), np.nan)
+    return history["learning_rate"] * np.interp(step, step[there], history["sharpness"][there])
+
+
+@np.errstate(all="ignore")
+def geometric(values):
+    """The geometric mean, of what is not nan."""
+    return np.exp(np.mean(np.log(values[~np.isnan(values)]))) if not np.isnan(values).all() else np.nan
+
+
 @np.errstate(all="ignore")  # the rate of a diverged run may be infinite
 def table(runs):
     """The results of some `Run`s: the lines of a table, one a run, the lowest loss marked with a star.
 
-    Loss: the mean of the last 5 steps; rate, sharpness, product: at the last step at which it was measured; raised: how
-    many steps raised the loss; test: the accuracy on the test samples. Below it stands what went wrong.
+    Loss: the mean of the last 5 steps; rate, product: of the last 10, the geometric one; sharpness, test: as last
+    measured, the latter the accuracy; raised: how many steps raised the loss. Below it stands what went wrong.
     """
     names = labels([run.settings for run in runs])
     if len({run.settings.get("seed") for run in runs}) > 1:
@@ -179,11 +198,11 @@ def table(runs):
     width = max(map(len, ["run", *names]))
     wrong, lines = [], [f"{'run':{width}}  {'loss':>9} raised {'rate':>8} {'sharpness':>9} product   test   time"]
     for name, loss, (_, history, facts) in zip(names, losses, runs):
-        at = max(np.flatnonzero(np.isfinite(history["sharpness"])), default=-1)
-        rate, top = history["learning_rate"][at], history["sharpness"][at]
+        rate, product = geometric(history["learning_rate"][-10:]), geometric(products(history)[-10:])
         mark = "*" if loss == min(losses) < math.inf and len(losses) > 1 else " "
         raised, right = np.sum(np.diff(history["loss"]) > 0), last_measured(history["test_accuracy"])
-        lines.append(f"{name:{width}} {mark}{loss:9.4g} {raised:6d} {rate:8.3g} {top:9.4g} {rate * top:7.3g} "
+        lines.append(f"{name:{width}} {mark}{loss:9.4g} {raised:6d} {rate:8.3g} "
+                     f"{last_measured(history['sharpness']):9.4g} {product:7.3g} "
                      f"{right:6.1%} {facts.get('seconds', math.nan):4.0f} s")  # fmt: skip
         if diverged(history):
             wrong.append(f"{name} diverged: its loss is not finite at step {history['step'][-1]:.0f}")
@@ -198,9 +217,9 @@ def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product"
     """Draw `Run`s to a file (png, pdf, svg): a column a setting, a row a quantity; a single setting in two columns.
 
     Settings are at least tuner, its lr or sigma, optimizer and its hyperparameters; a history is of step, loss,
-    learning_rate and what else is drawn. Runs that differ in the seed alone are one line, their median, in a band from
-    the lowest to the highest. A cross is where a run diverged. The setting "name", if any, goes into the legend.
-    Returns the path of the file.
+    learning_rate and what else is drawn. Runs that differ in the seed alone are one line, their median; the first kind
+    of a tuner has a band from the lowest to the highest. A cross is where a run diverged, a triangle where a line
+    leaves its panel for good. The setting "name", if any, goes into the legend. Returns the path of the file.
     """
     columns = {}
     for run in runs:
@@ -221,22 +240,26 @@ def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product"
         axis.set_ylabel(QUANTITIES.get(quantity, quantity), fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("step", fontsize=9)
+    if wrapped and rows > 2 and rows % 2:  # the last place stays empty
+        axes[-1, 1].remove()
+        axes[-2, 1].tick_params(labelbottom=True)
     return finish(figure, axes, file)
 
 
 def panel(axis, quantity, runs):
     """One quantity of the runs of one setting."""
     names = [run.settings.get("name", label) for run, label in zip(runs, labels([run.settings for run in runs]))]
-    kinds = {}  # how many of each tuner there are; the first one is drawn on top
+    kinds = {}  # how many of each tuner there are; the first one is drawn on top, with its band
     for name in dict.fromkeys(names):
         same = [run for run, its in zip(runs, names) if its == name]
         tuner = same[0].settings["tuner"]
         k = kinds[tuner] = kinds.get(tuner, -1) + 1
         color, style = look(tuner, k)
-        line(axis, quantity, same, dict(color=color, linestyle=style, label=name, zorder=2 - k / 10))
+        line(axis, quantity, same, dict(color=color, linestyle=style, label=name, zorder=2 - k / 10), band=k == 0)
     values = np.concatenate([line.get_ydata() for line in axis.lines])
-    if quantity == "greedy_gain":
-        axis.set_yscale("symlog", linthresh=0.01)  # it has both signs, and what blows up must not press the others flat
+    if quantity == "greedy_gain":  # it has both signs, and what blows up must not press the others flat
+        axis.set_yscale("symlog", linthresh=0.01)
+        axis.axhline(0, color="#999999", linewidth=0.8, zorder=0)
     if quantity in LOG and len(values):
         axis.set_yscale("log")
         starts = [run.history["loss"][0] for run in runs if len(run.history["loss"])]
@@ -249,6 +272,12 @@ def panel(axis, quantity, runs):
             axis.axhline(value, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
             axis.annotate(f"edge {value:g}", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                           fontsize=8, color="#D55E00")  # fmt: skip
+    top = axis.get_ylim()[1]
+    for drawn in list(axis.lines):  # where a line leaves the panel for good
+        outside = np.asarray(drawn.get_ydata()) > top
+        if len(outside) > 2 and outside[-1]:
+            at = drawn.get_xdata()[len(outside) - np.argmin(outside[::-1]) if not outside.all() else 0]
+            axis.plot(at, top, "^", color=drawn.get_color(), markersize=6, clip_on=False)
 
 
 def look(tuner, k):
@@ -258,23 +287,43 @@ def look(tuner, k):
     return tuple(share * color if share <= 1 else 1 - (2 - share) * (1 - color)), style
 
 
-def line(axis, quantity, runs, style):
-    """The median of runs that differ in the seed, the band they fill, and a cross where one diverged."""
+def line(axis, quantity, runs, style, band=True):
+    """The median of runs that differ in the seed, the band they fill, and a cross where one diverged.
+
+    A point is the mean over a hundredth of the steps, for noise and rates that alternate; on a log axis the geometric.
+    """
     steps = max((run.history["step"] for run in runs), key=len)
     table = np.full((len(runs), len(steps)), np.nan)  # a row a run
     for row, (_, history, _) in zip(table, runs):
-        values = history["learning_rate"] * history["sharpness"] if quantity == "product" else history[quantity]
+        values = products(history) if quantity == "product" else history[quantity]
         shown = np.isfinite(values) & ((values > 0) | (quantity not in LOG))
         row[: len(values)][shown] = values[shown]
         if diverged(history) and shown.any():
             end = min(values[shown][-1], 2 * values[0] if quantity == "loss" else np.inf)  # within the frame
             axis.plot(history["step"][shown][-1], end, "x", color=style["color"], markersize=7, markeredgewidth=1.5)
+    size = max(1, len(steps) // 100)
+    spans = np.array_split(np.arange(len(steps)), max(1, len(steps) // size))
+    mean = geometric if quantity in (*LOG, "product") else lambda values: values[np.isfinite(values)].mean()
+    table = np.array([[mean(row[span]) if np.isfinite(row[span]).any() else np.nan for span in spans] for row in table])
+    steps = np.array([steps[span[0]] if len(span) else np.nan for span in spans])
     there = np.isfinite(table).sum(0) > len(runs) / 2
     steps, table = steps[there], table[:, there]
     axis.plot(steps, np.nanmedian(table, 0), linewidth=1.3, marker="o" if len(steps) == 1 else None, **style)
-    if len(runs) > 1:
+    if len(runs) > 1 and band:
         low, high = np.nanmin(table, 0), np.nanmax(table, 0)
-        axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axis.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def plain(ticks):
+    """Numbers such as 0.05 on a log axis, between the powers of 10 as well where it shows few of these."""
+    low, high = ticks.get_view_interval()
+
+    def between(value, _):
+        digit = f"{value:e}"[0]
+        return f"{value:g}" if high < 50 * low and digit in "25" else ""
+
+    ticks.set_major_formatter("{x:g}")
+    ticks.set_minor_formatter(between)
 
 
 def finish(figure, axes, file):
@@ -283,6 +332,9 @@ def finish(figure, axes, file):
     for axis in np.asarray(axes).flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(which="both", labelsize=8)
+        for ticks in (axis.xaxis, axis.yaxis):
+            if ticks.get_scale() == "log":
+                plain(ticks)
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
     if 0 < len(entries) <= 24:  # more would lie over the panels
         ncols = max(1, int(figure.get_figwidth() / (0.7 + 0.08 * max(map(len, entries)))))  # as many as fit

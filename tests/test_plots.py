@@ -86,15 +86,17 @@ def test_the_line_on_a_terminal_renews_itself_within_eighty_columns_up_to_a_mill
     assert times == ["0:00:15 left", "16:38:00 left", "115 days, 17:46:", "0:00:00 left"]
 
 
-def test_elsewhere_each_tenth_is_a_line_with_rate_and_product_of_one_step_and_nothing_that_was_not_measured(capsys):
+def test_elsewhere_each_tenth_is_a_line_with_the_mean_rate_of_ten_steps_and_nothing_that_was_not_measured(capsys):
     report = plots.progress(1_000_000)
-    measured = [row(200_000, 0.5, 4.0), row(200_001, 0.125, 8.0), row(200_002, 9.0)]
+    measured = [row(190_000 + t, 99.0) for t in range(9)] + 4 * [row(200_000, 0.5, 4.0), row(200_001, 0.125, 8.0)]
+    measured += [row(200_002, 8.0), row(200_003, 2.0)]
     for rows in [], [row(0, 0.5), row(100_000, 0.25)], measured, [row(250_000, 7.0)], [row(300_000, 7.0)]:
         report(rows)
     start, first, *later = lines = capsys.readouterr().out.splitlines()
-    assert start == "compiling ..." and first.endswith("rate 0.25") and max(map(len, lines)) <= 80
-    assert [line.split("/")[0].strip() for line in later] == ["200003", "300001"]
-    assert all("rate 0.125    product 1" in line for line in later)
+    assert start == "compiling ..." and first.strip().endswith("rate 0.354") and max(map(len, lines)) <= 80
+    assert [line.split("/")[0].strip() for line in later] == ["200004", "300001"]
+    assert "rate 0.435    product 3.48" in later[0]  # (2⁻⁴ 8⁻⁴ 8 2)^(1/10), and that × 8
+    assert "rate 7        product 56" in later[1]
 
 
 def test_labels_name_the_tuner_and_only_what_differs():
@@ -108,14 +110,14 @@ def test_labels_name_the_tuner_and_only_what_differs():
     assert plots.labels(searches) == ["linesearch, slope 0.0001", "linesearch, slope 0.5", "greedy"]
 
 
-def test_the_table_has_the_mean_of_five_losses_what_was_last_measured_a_star_and_what_diverged():
+def test_the_table_has_means_of_the_last_steps_what_was_last_measured_a_star_and_what_diverged():
     better = run({"tuner": "constant", "lr": 0.1}, loss=HISTORY["loss"] / 4)
     worse = run({"tuner": "greedy", "seed": 1}, loss=np.array([9.0, 8, 7, 6, 5, NAN]))
     header, first, best, last, diverged = lines = plots.table([run(), better, worse])
     assert header.split() == "run loss raised rate sharpness product test time".split()
-    assert first.split() == "CDAT σ = 2, seed 0 2 2 0.4 2 0.8 50.0% 7 s".split()
-    assert best.split() == "constant 0.1, seed 0 * 0.5 2 0.4 2 0.8 50.0% 7 s".split()
-    assert last.split() == "greedy, seed 1 inf 0 0.4 2 0.8 50.0% 7 s".split()
+    assert first.split() == "CDAT σ = 2, seed 0 2 2 0.299 2 1.53 50.0% 7 s".split()
+    assert best.split() == "constant 0.1, seed 0 * 0.5 2 0.299 2 1.53 50.0% 7 s".split()
+    assert last.split() == "greedy, seed 1 inf 0 0.299 2 1.53 50.0% 7 s".split()
     assert diverged == "greedy, seed 1 diverged: its loss is not finite at step 5" and max(map(len, lines)) <= 80
     assert "*" not in "".join(plots.table([run()]) + plots.table([worse, worse]))
 
@@ -143,9 +145,27 @@ def test_a_figure_of_one_setting_has_a_line_for_each_kind_of_run_its_band_and_it
     assert [line.get_marker() for line in loss.lines] == ["None", "x", "None"]  # where greedy diverged
     np.testing.assert_allclose(loss.lines[0].get_ydata(), 1.5 * HISTORY["loss"])  # the median of the seeds
     (band,) = loss.collections[0].get_paths()
-    assert (band.vertices[:, 1].min(), band.vertices[:, 1].max()) == (1, 16)  # from lowest to highest
+    assert (band.vertices[:, 1].min(), band.vertices[:, 1].max()) == pytest.approx((1, 16))  # from lowest to highest
     assert tuple(loss.lines[0].get_color()) == to_rgb(plots.COLORS["cdat"])
-    np.testing.assert_allclose(product.lines[0].get_ydata(), [2.0, 0.8])  # ηλ where λ was measured
+    np.testing.assert_allclose(product.lines[0].get_ydata(), [2.0, 2.8, 2.4, 0.8, 1.0, 1.2])  # λ is 20, 14, 8, 2, 2, 2
+
+
+def test_a_product_is_of_each_rate_as_where_rates_alternate_and_a_mean_is_geometric():
+    step = np.arange(41.0)
+    history = dict(step=step, learning_rate=np.where(step % 2, 1.0, 4.0), sharpness=np.where(step % 20, NAN, 1 + step))
+    products = plots.products(history)
+    np.testing.assert_allclose(products[:4], [4.0, 2.0, 12.0, 4.0])
+    assert plots.geometric(products[[0, 1, 2, 3]]) == pytest.approx(384 ** (1 / 4))
+    assert plots.geometric(np.array([NAN, 2.0, 8.0])) == pytest.approx(4) and plots.geometric(np.zeros(2)) == 0
+    assert np.isnan(plots.products(history | {"sharpness": NAN * step})).all() and np.isnan(plots.geometric(NAN * step))
+
+
+def test_numbers_on_a_log_axis_are_plain_and_a_line_that_leaves_a_panel_has_a_triangle_there(figure):
+    figure_ = figure(run(loss=np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])))
+    assert figure_.axes[0].yaxis.get_minor_formatter()(0.5) == "0.5"
+    away = run(loss=np.array([1.0, 2.0, 3.0, 50.0, 60.0, 70.0]))
+    (line, mark) = figure(away).axes[0].lines
+    assert mark.get_marker() == "^" and mark.get_xdata() == [3] and mark.get_ydata() == [4.0]
 
 
 @pytest.mark.parametrize("loss", [[1.0, 1.0], [1.0, NAN], []])
