@@ -284,8 +284,9 @@ def resnet(shape, classes, width=16, depth=10, norm: Literal["none", "layer", "g
     check("resnet", 3, shape, classes=classes, width=width)
     stages = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
     stems = {"small": (3, 1), "imagenet": (7, 2)}  # kernel size and stride
+    starts, shortcuts = ("fixup", "lecun"), ("identity", "projection")
     for name, value, of in (("depth", depth, stages), ("norm", norm, NORMS), ("stem", stem, stems),
-                            ("start", start, ("fixup", "lecun")), ("shortcut", shortcut, ("identity", "projection"))):  # fmt: skip
+                            ("start", start, starts), ("shortcut", shortcut, shortcuts)):  # fmt: skip
         require(value in of, f"resnet: {name} must be one of {[*of]}, not {value!r}")
     bottleneck, blocks = depth == 50, sum(stages[depth])
     scales = {  # of the shortcuts and the stem; in a branch of the first kernels and of the last

@@ -33,7 +33,8 @@ LOOKS = [(1.0, "-"), (0.45, "--"), (1.4, ":"), (1.65, "-."), (0.7, (0, (6, 2)))]
 QUANTITIES = {
     "loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
     "product": "rate × sharpness, ηλ", "grad_norm": "gradient norm", "turn": "cos∠(u now, u before)",
-    "alignment": "alignment of u with\nthe top eigenvector", "greedy_gain": "loss after an on-edge step\n− loss after a greedy one",
+    "alignment": "alignment of u with\nthe top eigenvector",
+    "greedy_gain": "loss after an on-edge step\n− loss after a greedy one",
     "test_loss": "test loss", "test_accuracy": "test accuracy", "curvature": "curvature along u, uᵀHu/‖u‖²",
 }  # fmt: skip
 LOG = ("loss", "learning_rate", "sharpness", "grad_norm", "test_loss")  # drawn on a log axis

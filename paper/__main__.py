@@ -5,6 +5,7 @@
     python -m paper fig5 --table     the table alone, from the committed results
     python -m paper claims           the verdicts, likewise
     python -m paper readme           writes the tables in paper/README.md anew, likewise
+    python -m paper charts           draws anew what takes final losses alone, likewise
     python -m paper fig5 --scale paper   the paper's data, networks and steps: for an accelerator
 
 What every run ended with is a row of results.csv, so that each number of paper/README.md can be traced.
@@ -29,9 +30,10 @@ import numpy as np
 import data
 import plots
 import train
-from paper import results
+from paper import claims, results
 from paper.experiments import ALSO, EXPERIMENTS, configs, words
 from paper.results import FIGURES
+from paper.settings import homes
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
@@ -55,11 +57,11 @@ def run(name, scale, data_dir, out):
         names = dict(run=results.row_of(results.unseeded(config)), name=results.label_of(config))
         runs.append(done._replace(settings=done.settings | names))
         rows[results.row_of(config)] = results.summary(done, TARGETS.get(plots.setting_of(done.settings), -np.inf))
-    file = FIGURES / (f"{name}.png" if scale == "laptop" else f"{name}-{scale}.png")
-    EXPERIMENTS[name].draw(runs, file)
     if rows:
         with data.owned(RESULTS.parent):  # no other process may write between the two
             results.write(RESULTS, results.read(RESULTS) | rows)
+    file = FIGURES / (f"{name}.png" if scale == "laptop" else f"{name}-{scale}.png")
+    EXPERIMENTS[name].draw(kinds(name, scale) if EXPERIMENTS[name].chart else runs, file)
     return file
 
 
@@ -70,8 +72,8 @@ def kinds(name, scale="laptop"):
 
 def verdicts():
     """The verdicts on all claims, in Markdown."""
-    claims = [(claim, (claim.on or name).split()) for name, its in EXPERIMENTS.items() for claim in its.claims]
-    return results.verdicts(claims, kinds)
+    claimed = [(claim, (claim.on or name).split()) for name, its in EXPERIMENTS.items() for claim in its.claims]
+    return claims.verdicts(claimed, kinds, homes)
 
 
 # ------------------------------------------------------------------------------------------ the tables of README.md
@@ -84,19 +86,25 @@ def listing():
     return results.markdown(["`python -m paper` …", "time", "claim or question"], rows)
 
 
-def costs(tuner):
-    """From figures/cost.txt: a tuner's step in constant-rate steps, by model, and what a run costs beside its steps."""
+def costs():
+    """From figures/cost.txt: CDAT's step in constant-rate steps, by model, and what a run costs beside its steps."""
     machine, _, steps, facts = (FIGURES / "cost.txt").read_text().strip().split("\n\n")
-    cells = [line.strip("| ").split(" | ") for line in steps.splitlines()]
-    rows = [[row[0], *row[2:5]] for row in cells if row[1] == tuner]
-    table = results.markdown(["model", "FLOPs", "time", "memory"], rows)
+    rows = {}  # by model
+    for line in steps.splitlines():
+        model, kind, *ratios = line.strip("| ").split(" | ")
+        if kind.startswith("cdat"):
+            rows.setdefault(model, {})[kind] = " / ".join(ratios[:3])
+    lines = [[model, *ratios.values()] for model, ratios in rows.items()]
+    table = results.markdown(["FLOPs / time / memory", *rows["mlp"]], lines)
     return "\n".join([f"{machine}:", "", table, "", *(f"- {fact}" for fact in facts.splitlines())])
 
 
 def with_tables(text):
     """The text, with what stands between <!-- table: NAME --> (or matrix, claims, ...) and <!-- end --> made anew."""
     makers = {"table": lambda name: results.table(kinds(name)), "matrix": lambda name: results.matrix(kinds(name)),
-              "claims": lambda _: verdicts(), "list": lambda _: listing(), "cost": costs}  # fmt: skip
+              "sigma": lambda name: results.pairs(kinds(name), "sigma"),
+              "every": lambda name: results.pairs(kinds(name), "every"),
+              "claims": lambda _: verdicts(), "list": lambda _: listing(), "cost": lambda _: costs()}  # fmt: skip
     fill = lambda match: f"{match[1]}\n{makers[match[2]](match[3])}\n<!-- end -->"
     return re.sub(r"(<!-- (\w+): (\w+) -->)\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
@@ -107,9 +115,16 @@ def readme():
     data.write(HERE / "README.md", lambda stream: stream.write(text.encode()))
 
 
+def charts():
+    """Draws those figures anew that results.csv is enough for."""
+    for name, experiment in EXPERIMENTS.items():
+        if experiment.chart:
+            experiment.draw(kinds(name), FIGURES / f"{name}.png")
+
+
 # ------------------------------------------------------------------------------------------------- the command line
 
-COMMANDS = {"claims": lambda: print(verdicts()), "readme": readme}
+COMMANDS = {"claims": lambda: print(verdicts()), "readme": readme, "charts": charts}
 
 
 def fail(message):
@@ -156,6 +171,8 @@ def main(argv=None):
             signal.signal(signal.SIGINT, signal.default_int_handler)
         for name in EXPERIMENTS if "all" in names else names:
             COMMANDS[name]() if name in COMMANDS else one(name, options)
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        os._exit(1)
     except (ValueError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from types import SimpleNamespace
 from typing import Callable, NamedTuple
 
 import jax
@@ -40,7 +41,11 @@ FAMILIES = {  # model, options, shape of a sample, samples; on random data, whic
     "vit": ("vit", dict(), (32, 32, 3), 64),
     "transformer": ("transformer", dict(), (64,), 64),
 }
-TUNERS = [*tuners.TUNERS]
+KINDS = {tuner: dict(tuner=tuner) for tuner in tuners.TUNERS} | {
+    "cdat, uᵀGu": dict(tuner="cdat", curvature="gauss-newton"),
+    "cdat, every 4": dict(tuner="cdat", every=4),
+    "cdat, every 16": dict(tuner="cdat", every=16),
+}
 
 
 def predicted(family, trials=1):
@@ -48,16 +53,19 @@ def predicted(family, trials=1):
 
     A gradient is a forward pass and two products for each of its own, less the one for the gradient of the input: so
     less the first layer's share, known for dense networks, else counted as 0. Curvature carries t, t and t² forward,
-    5 passes of which the gradient's is one. A Hessian-vector product is the gradient with a tangent, and its
+    5 passes of which the gradient's is one, but not where it stands in a branch of its own, as if taken every k-th
+    step. The Gauss-Newton one carries t alone: 3. A Hessian-vector product is the gradient with a tangent, and its
     products have two terms each: 8.
     """
     model, options, shape, _ = FAMILIES[family]
     w = jax.eval_shape(models.MODELS[model](shape, 10, **options).init, jax.random.key(0))
     kernels = [leaf.size for leaf in jax.tree.leaves(w) if leaf.ndim == 2]
     gradient = 3 - (max(kernels) / sum(kernels) if family in ("linear", "mlp") else 0)
-    steps = dict.fromkeys(TUNERS, gradient) | dict.fromkeys(("greedy", "cdat", "feedback"), gradient + 4)
-    steps |= {"linesearch": gradient + trials, "exact": gradient + 5 * 8}
-    return {"forward": 1, "gradient": gradient, "curvature": 5, "Hessian-vector product": 8} | steps
+    steps = dict.fromkeys(KINDS, gradient) | dict.fromkeys(("greedy", "cdat", "feedback"), gradient + 4)
+    steps |= {"linesearch": gradient + trials, "exact": gradient + 5 * 8, "cdat, uᵀGu": gradient + 2}
+    steps |= {"cdat, every 4": gradient + 5 / 4, "cdat, every 16": gradient + 5 / 16}
+    return {"forward": 1, "gradient": gradient, "curvature": 5, "Gauss-Newton curvature": 3,
+            "Hessian-vector product": 8} | steps  # fmt: skip
 
 
 class Program(NamedTuple):
@@ -66,26 +74,31 @@ class Program(NamedTuple):
     run: Callable  # compiled
     arguments: tuple
     flops: float  # by XLA's analysis, which counts the body of a loop once
-    memory: float  # bytes of temporaries
+    memory: float  # bytes of temporaries and of what it returns
 
 
 def program(fn, *arguments):
     """A function compiled for its arguments, with what the compiler says of it."""
     run = fn.lower(*arguments).compile()
-    return Program(run, arguments, run.cost_analysis()["flops"], run.memory_analysis().temp_size_in_bytes)
+    memory = run.memory_analysis()
+    taken = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    return Program(run, arguments, run.cost_analysis()["flops"], taken)
 
 
 def parts(family, samples=None):
-    """The programs that tuners are made of: forward pass, gradient, curvature, Hessian-vector product."""
+    """The programs that tuners are made of: forward pass, gradient, curvatures, Hessian-vector product."""
     model, options, shape, n = FAMILIES[family]
     network = models.MODELS[model](shape, 10, **options)
     w = network.init(jax.random.key(0))
     batch = random_batch(shape, samples or n)
     f = lambda w, batch: gd.mse(network.apply(w, batch[0]), batch[1])
+    halves = lambda batch: (lambda w: network.apply(w, batch[0]), lambda z, w: gd.mse(z, batch[1]))
     curvature = lambda w, batch, u: tuners.curvature(lambda w: f(w, batch), w, u)
+    gauss_newton = lambda w, batch, u: tuners.gauss_newton(tuners.Composed(*halves(batch)), w, u)
     product = lambda w, batch, v: sharpness.hvp(lambda w: f(w, batch), w, v)
     return {"forward": program(jax.jit(f), w, batch), "gradient": program(jax.jit(jax.value_and_grad(f)), w, batch),
             "curvature": program(jax.jit(curvature), w, batch, w),
+            "Gauss-Newton curvature": program(jax.jit(gauss_newton), w, batch, w),
             "Hessian-vector product": program(jax.jit(product), w, batch, w)}  # fmt: skip
 
 
@@ -97,13 +110,17 @@ def random_batch(shape, n):
     return jax.random.uniform(key, (n, *shape)), jnp.arange(n) % 10
 
 
-def step_of(family, tuner, samples=None, chunk_size=0):
+def step_of(family, samples=None, **flags):
     """(program of one step, carry): what `train` runs, for a family and a tuner."""
     model, options, shape, n = FAMILIES[family]
-    config = train.configure(model=model, tuner=tuner, chunk_size=chunk_size, **options)
-    run, numbers = train.compiled(train.kind_of(config), shape, 10), train.numbers_of(config)
+    return step_with(train.configure(model=model, **options, **flags), shape, samples or n)
+
+
+def step_with(config, shape, samples, classes=10):
+    """The same for any run, on random samples."""
+    run, numbers = train.compiled(train.kind_of(config), shape, classes), train.numbers_of(config)
     carry = run.init(0, numbers)
-    return program(run.step, carry, random_batch(shape, samples or n), None, numbers), carry
+    return program(run.step, carry, random_batch(shape, samples), None, numbers), carry
 
 
 def seconds(run, repeats=5):
@@ -116,20 +133,23 @@ def seconds(run, repeats=5):
     return np.median(times)
 
 
-def time_step(step, carry, steps=9):
-    """(seconds a step, trials a step of a linesearch), from one run: ratios of such times are what is reported."""
+def time_step(step, carry, period=1):
+    """(seconds a step, trials a step of a linesearch), from one run: ratios of such times are what is reported.
+
+    Where steps differ, the period after which they come again; what is timed is its mean, and of these the median.
+    """
     _, batch, rows, numbers = step.arguments
     carry, metrics = step.run(carry, batch, rows, numbers)
     carry, metrics = jax.block_until_ready(step.run(carry, batch, rows, numbers))  # the first calls are slower
     taken, found = [], [metrics]
-    for _ in range(steps):
+    for _ in range(3 * period if period > 1 else 9):
         start = time.perf_counter()
         carry, metrics = jax.block_until_ready(step.run(carry, batch, rows, numbers))
         taken.append(time.perf_counter() - start)
         found.append(metrics)
     eta = np.array([metrics["learning_rate"] for metrics in found])
     guess = np.minimum(4 * eta[:-1], 1.0)
-    return np.median(taken), np.mean(1 + np.log(guess / eta[1:]) / -np.log(0.8))
+    return np.median(np.reshape(taken, (-1, period)).mean(1)), np.mean(1 + np.log(guess / eta[1:]) / -np.log(0.8))
 
 
 def row(*cells):
@@ -154,25 +174,36 @@ def cost_of_tuners(file):
     row("model", "tuner", "FLOPs", "time", "memory, in constant-rate steps", "predicted FLOPs", "FLOPs", "time",
         "memory, in forward passes", "")  # fmt: skip
     row(*["---"] * 10)
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True)
+    ratios = np.empty((3, len(KINDS), len(FAMILIES)))  # of FLOPs, time and memory
     for k, family in enumerate(FAMILIES):
-        for j, tuner in enumerate(TUNERS):
-            step, carry = step_of(family, tuner)
-            taken, trials = time_step(step, carry)
-            searched = (trials - 1) * forwards[family][0] if tuner == "linesearch" else 0  # its loop, body times trips
-            cost = np.array([step.flops + searched, taken, step.memory], float)
-            base = cost if tuner == "constant" else base
-            row(family, tuner, *map(float, cost / base), float(predicted(family, trials)[tuner]),
+        for j, (kind, flags) in enumerate(KINDS.items()):
+            step, carry = step_of(family, **flags)
+            taken, trials = time_step(step, carry, flags.get("every", 1))
+            flops = step.flops
+            if kind == "linesearch":
+                flops += (trials - 1) * forwards[family][0]  # its loop, body times trips
+            if "every" in flags:  # the branch counts as if it were always taken
+                flops = base[0] + (flops - base[0]) / flags["every"]
+            cost = np.array([flops, taken, step.memory], float)
+            base = cost if kind == "constant" else base
+            row(family, kind, *map(float, cost / base), float(predicted(family, trials)[kind]),
                 *map(float, cost / forwards[family]),
-                f"{trials:.1f} trials" if tuner == "linesearch" else "")  # fmt: skip
-            for axis, ratio in zip(axes, cost / base):
-                axis.bar(k + (j - 4) / 11, ratio, 1 / 11, color=plots.COLORS[tuner], label=tuner if k == 0 else None)
-    for axis, title in zip(axes, ("FLOPs", "time", "memory")):
+                f"{trials:.1f} trials" if kind == "linesearch" else "")  # fmt: skip
+            ratios[:, j, k] = cost / base
+    draw_ratios(ratios, file)
+
+
+def draw_ratios(ratios, file):
+    """The cost of a step under each tuner, for each model, in constant-rate steps: numbers on their colours."""
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, table, title in zip(axes, ratios, ("FLOPs", "time", "memory")):
+        axis.imshow(np.log2(table), cmap="Oranges", vmin=-0.5, vmax=4, aspect="auto")
+        for (row, column), ratio in np.ndenumerate(table):
+            axis.text(column, row, f"{ratio:.1f}", ha="center", va="center", fontsize=8)
+        axis.set_xticks(range(len(FAMILIES)), FAMILIES, rotation=45, ha="right")
+        axis.set_yticks(range(len(KINDS)), KINDS)
         axis.set_title(f"{title} of a step, in constant-rate steps", fontsize=9, loc="left")
-        axis.set_yscale("log", base=2)
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.set_xticks(range(len(FAMILIES)), FAMILIES)
     plots.finish(figure, axes, file)
 
 
@@ -260,6 +291,63 @@ def cost_of_starting():
         again = np.median(taken[1:])
         print(f"{name}: a run of one step in {taken[0]:.1f} s, with a cache in {again:.1f} s: "
               f"{taken[0] / again:.1f} times faster")  # fmt: skip
+
+
+SHAPES = {  # of a sample, and classes, by data set
+    "digits": ((8, 8, 1), 10), "cifar10": ((32, 32, 3), 10), "imagenette": ((32, 32, 3), 10),
+    "shakespeare": ((64,), 65),
+}  # fmt: skip
+
+
+def seconds_a_step(settings):
+    """What a step of a run takes, on random samples."""
+    shape, classes = SHAPES[settings["dataset"]]
+    shape = 2 * (settings["image_size"],) + (3,) if "image_size" in settings else shape
+    step, carry = step_with(SimpleNamespace(**settings), shape, settings["samples"], classes)
+    return time_step(step, carry)[0]
+
+
+def against_seconds(runs, file, seconds_a_step=seconds_a_step):
+    """The loss against the seconds of training that it took, tuning counted in, setting by setting: medians over seeds.
+
+    The best constant rate pays for all rates of its grid. Seconds are those of the steps alone, timed here, one kind of
+    run after the other.
+    """
+    trained = list(dict.fromkeys(plots.setting_of(run.settings) for run in runs))
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    axes = figure.subplots(2, (len(trained) + 1) // 2, squeeze=False)
+    for axis, setting in zip(axes.flat, trained):
+        kinds = {}
+        for run in runs:
+            if plots.setting_of(run.settings) == setting:
+                kinds.setdefault(run.settings["run"], []).append(run)
+        losses = {}
+        for kind, same in kinds.items():
+            table = np.full((len(same), same[0].settings["steps"]), np.inf)  # a row a seed; inf after its end
+            for row, run in zip(table, same):
+                row[: len(run.history["loss"])] = np.nan_to_num(run.history["loss"], nan=np.inf)
+            losses[kind] = np.median(table, axis=0)
+        rates = [kind for kind, same in kinds.items() if same[0].settings["tuner"] == "constant"]
+        best = min(rates, key=lambda kind: losses[kind][-5:].mean())
+        for kind in [best, *(kind for kind in kinds if kind not in rates)]:
+            settings = kinds[kind][0].settings
+            taken = seconds_a_step(settings)
+            if kind == best:  # a rate that diverged ended sooner
+                steps = [np.mean([len(run.history["loss"]) for run in kinds[rate]]) for rate in rates]
+                taken *= sum(steps) / len(losses[kind])
+            variant = settings.get("curvature") == "gauss-newton"
+            color, style = plots.look(settings["tuner"], int(variant))
+            name = "constant, with its grid" if kind == best else "CDAT σ = 2" + ", uᵀGu" * variant
+            seconds = taken * (1 + np.arange(len(losses[kind])))
+            axis.plot(seconds, np.minimum.accumulate(losses[kind]), style, color=color, linewidth=1.2, label=name)
+            print(f"{setting}, {name}: {seconds[-1]:.1f} s to {np.nanmin(losses[kind]):.3g}", flush=True)
+        axis.set(xscale="log", yscale="log")
+        axis.set_title(setting, fontsize=9, loc="left")
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds of steps, tuning counted in", fontsize=9)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("lowest training loss so far", fontsize=9)
+    plots.finish(figure, axes, file)
 
 
 def draw(_, file):

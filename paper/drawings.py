@@ -2,7 +2,7 @@
 
 What this file teaches: to compare tuners by what they end with, each at its best setting, and to look inside a run.
 A drawing is a function draw(runs, file) of plots.Run, whose setting "run" names a run but for its seed and whose
-setting "name" is what tables call it. The close-ups take no runs: what they show is not in a log, so they train by
+setting "name" is what tables call it. The close-ups take no runs: what they show is in no log, so they train by
 themselves. Read next: theory.py, whose model the first close-up tests.
 """
 
@@ -16,7 +16,6 @@ from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 from matplotlib import ticker
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 import data
 import gd
@@ -25,10 +24,9 @@ import plots
 import sharpness
 import train
 import tuners
-from paper import theory
+from paper import results, theory
 
 ORANGE, BLUE, PINK, GREY, BLACK = "#D55E00", "#0072B2", "#CC79A7", "#999999", "#000000"
-SEARCHED = ("constant", "schedule", "linesearch", "polyak", "hypergradient")  # tuners shown at their best setting
 
 
 def subplots(*shape, figsize, **more):
@@ -45,85 +43,38 @@ def median_loss(runs):
     return {kind: np.median(values) for kind, values in losses.items()}
 
 
-def tuned(runs, searched=SEARCHED):
-    """The runs less those of a searched tuner that another of its runs in the same setting beats."""
-    losses, best, kept = median_loss(runs), {}, []
-    group_of = lambda settings: (plots.setting_of(settings), settings["tuner"])
+def tuned(runs, searched=results.SEARCHED, apart=("sigma",)):
+    """The runs less those of a tuner that another of its runs in the same setting beats.
+
+    Runs of a tuner that is not searched are kept where they differ in the options in `apart`. σ = 1 is greedy.
+    """
+    losses, best, groups = median_loss(runs), {}, []
     for settings, *_ in runs:
-        group, kind = group_of(settings), settings["run"]
-        best[group] = min(best.get(group, kind), kind, key=losses.get)
-    for run in runs:
-        tuner = run.settings["tuner"]
-        if tuner not in searched:
-            kept.append(run)
-        elif run.settings["run"] == best[group_of(run.settings)]:
-            kept.append(run._replace(settings=run.settings | {"name": tuner.replace("cdat", "CDAT")}))
+        options = () if settings["tuner"] in searched else tuple(settings.get(name) for name in apart)
+        groups.append((plots.setting_of(settings), settings["tuner"], options))
+        kind = settings["run"]
+        best[groups[-1]] = min(best.get(groups[-1], kind), kind, key=losses.get)
+    kept = []
+    for run, group in zip(runs, groups):
+        if run.settings["run"] == best[group]:
+            tuner, name = run.settings["tuner"], run.settings["name"]
+            if tuner in searched or len(apart) == 1:
+                name = tuner.replace("cdat", "CDAT") if tuner in searched else name.split(",")[0]
+            if name == "CDAT σ = 1":
+                tuner = name = "greedy"
+            kept.append(run._replace(settings=run.settings | {"name": name, "tuner": tuner}))
     return kept
 
 
-def panels(*quantities, searched=SEARCHED):
-    """The tuned runs over their steps, a column for each setting."""
-    return lambda runs, file: plots.draw(tuned(runs, searched), file, quantities)
-
-
-def heat(x, y, split):
-    """log10 of the final loss, the median over the seeds, over two settings; a panel for each value of split.
-
-    The best of each row has a frame, a cell that blew up a cross.
-    """
+def panels(*quantities, searched=results.SEARCHED, apart=("sigma",)):
+    """The tuned runs over their steps, a column for each setting; with uᵀGu only if the curvature is in `apart`."""
 
     def draw(runs, file):
-        losses, start = median_loss(runs), max(run.history["loss"][0] for run in runs)
-        values = lambda name: sorted({run.settings[name] for run in runs})
-        xs, ys, parts = values(x), values(y), values(split)
-        if y == "batch_size" and ys[0] == 0:
-            ys = ys[1:] + [0]  # the full batch is the largest
-        figure, axes = subplots(1, len(parts), squeeze=False, figsize=(4.6 * len(parts), 3.2))
-        for axis, part in zip(axes[0], parts):
-            of_part = [run.settings for run in runs if run.settings[split] == part]
-            cells = {(settings[y], settings[x]): losses[settings["run"]] for settings in of_part}
-            table = np.array([[cells.get((b, a), np.inf) for a in xs] for b in ys])
-            blown_up = ~(table < start)
-            table[blown_up] = np.nan
-            image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=np.log10(min(losses.values())),
-                                vmax=np.log10(start))  # fmt: skip
-            for row, best in enumerate(np.argmin(np.where(blown_up, np.inf, table), axis=1)):
-                axis.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color=ORANGE, linewidth=2))
-            for row, column in np.argwhere(blown_up):
-                axis.text(column, row, "×", ha="center", va="center", fontsize=12)
-            axis.set_xticks(range(len(xs)), [f"{value:g}" for value in xs])
-            names = ["all" if y == "batch_size" and value == 0 else f"{value:g}" for value in ys]
-            axis.set_yticks(range(len(ys)), names)
-            axis.set(xlabel=plots.NAMES.get(x, x), ylabel=plots.NAMES.get(y, y))
-            axis.set_title(f"{plots.NAMES.get(split, split)} = {part:g}", fontsize=10)
-        figure.colorbar(image, ax=axes[0].tolist(), label="log₁₀ final training loss")
-        plots.finish(figure, axes, file)
+        if "curvature" not in apart:
+            runs = [run for run in runs if run.settings.get("curvature") != "gauss-newton"]
+        plots.draw(tuned(runs, searched, apart), file, quantities)
 
     return draw
-
-
-def width_and_depth(runs, file):
-    """Figure 18: the final loss against what varies, for each tuner; the constant rate is tuned."""
-    losses = median_loss(runs)
-    names = ("width", "depth", "weight_decay", "samples")
-    values = {name: [run.settings[name] for run in runs] for name in names}
-    plain = {name: max(values[name], key=values[name].count) for name in names}  # what the others are when one varies
-    figure, axes = subplots(1, 4, figsize=(11, 2.8), sharey=True)
-    for axis, name in zip(axes, names):
-        best = {}
-        for settings, *_ in runs:
-            if all(settings[other] == plain[other] for other in names if other != name):
-                label = "constant, tuned" if settings["tuner"] == "constant" else settings["name"].split(",")[0]
-                of_tuner = best.setdefault(label, {})
-                of_tuner[settings[name]] = min(losses[settings["run"]], of_tuner.get(settings[name], np.inf))
-        for k, (label, points) in enumerate(best.items()):
-            color, style = plots.look("cdat" if k else "constant", max(k - 1, 0))
-            axis.plot(*zip(*sorted(points.items())), style, marker="o", color=color, label=label, markersize=4)
-        axis.set_xlabel(plots.NAMES.get(name, name))
-        axis.set_xscale("symlog", linthresh=1e-5) if name == "weight_decay" else axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-    axes[0].set_ylabel("final training loss")
-    plots.finish(figure, axes, file)
 
 
 def at_equal_loss(runs, file):
@@ -138,32 +89,6 @@ def at_equal_loss(runs, file):
     axes[0].set_yscale("log")
     axes[1].set_ylim(0.9, 1)
     plots.finish(figure, axes, file)
-
-
-def against(other):
-    """The final loss of each run over the median one of the runs called `other`, setting by setting."""
-
-    def draw(runs, file):
-        runs = [(settings["name"].split(",")[0], plots.setting_of(settings), settings["tuner"],
-                 plots.final_loss(history)) for settings, history, _ in tuned(runs)]  # fmt: skip
-        settings = list(dict.fromkeys(setting for _, setting, _, _ in runs))
-        names = list(dict.fromkeys((name, tuner) for name, _, tuner, _ in runs))
-        base = {setting: np.median([run[3] for run in runs if run[:2] == (other, setting)]) for setting in settings}
-        figure, axis = subplots(figsize=(11, 4.2))
-        for name, setting, tuner, loss in runs:
-            color, _ = plots.look(tuner, [pair for pair in names if pair[1] == tuner].index((name, tuner)))
-            x = settings.index(setting) + (names.index((name, tuner)) - (len(names) - 1) / 2) / (len(names) + 2)
-            ratio = np.clip(loss / base[setting], 1 / 30, 30)
-            axis.plot(x, ratio, "x" if ratio in (1 / 30, 30) else "o", color=color, label=name, markersize=4)
-        axis.axhline(1, color=GREY, linewidth=0.8, zorder=0)
-        axis.set(yscale="log", ylim=(1 / 40, 40), xlim=(-0.6, len(settings) - 0.4))
-        axis.set_ylabel(f"final loss over that of {other}\n(crosses: 30 times and beyond)", fontsize=9)
-        axis.set_xticks(range(len(settings)), [setting.replace(", ", "\n") for setting in settings])
-        for x in range(1, len(settings)):
-            axis.axvline(x - 0.5, color="#DDDDDD", linewidth=0.8, zorder=0)
-        plots.finish(figure, axis, file)
-
-    return draw
 
 
 # ------------------------------------------------------------------------------------------- the simplified model
@@ -324,11 +249,6 @@ def resets(_, file, first=120, steps=40):
     plots.finish(figure, axes, file)
 
 
-def cosine(a, b):
-    """cos∠(a, b)."""
-    return gd.dot(a, b) / (gd.norm(a) * gd.norm(b))
-
-
 def resetting(sign, start):
     """A tuner like `feedback`, at σ = 1 where sign(memory, value, u) -> (whether, memory) says so; memory from
     start(w)."""
@@ -350,7 +270,8 @@ def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop"), seeds=
         "the last step raised the loss": resetting(lambda last, value, u: (value > last, value), highest),
         "it is 20 % above its lowest": resetting(
             lambda low, value, u: (value > 1.2 * low, jnp.minimum(low, value)), highest),
-        "u turned: cos < −0.9": resetting(lambda last, value, u: (cosine(u, last) < -0.9, u), zeros),
+        "u turned: cos < −0.9": resetting(
+            lambda last, value, u: (gd.dot(u, last) < -0.9 * gd.norm(u) * gd.norm(last), u), zeros),
         "every third step": resetting(lambda t, value, u: (t % 3 == 2, t + 1), lambda w: jnp.zeros((), int)),
     }
     network, f, samples = problem(train.configure())

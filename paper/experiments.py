@@ -1,9 +1,9 @@
 """The experiments: what is trained, under which tuners, what is claimed of it and what measures that, and how it is
 drawn.
 
-What this file teaches: an experiment is data, and is written once. A setting says what is trained; an experiment lists
-tuners on settings and the paper's claims about them. `python -m paper --list` shows them, `python -m paper fig5` runs
-one. A new one is an entry of EXPERIMENTS. Read next: results.py, which measures the claims; drawings.py, which draws.
+What this file teaches: an experiment is data, and is written once. It lists tuners on settings (settings.py) and the
+paper's claims about them. `python -m paper --list` shows them, `python -m paper fig5` runs one. A new one is an entry
+of EXPERIMENTS. Read next: claims.py, which measures the claims; charts.py and drawings.py, which draw.
 """
 
 from typing import Callable, NamedTuple
@@ -12,76 +12,11 @@ import numpy as np
 
 import plots
 import train
-from paper import cost, drawings
-from paper.results import (below, best_sigmas, gains, logged_cost, model_of_figure_4, model_of_figure_9, ratio,
-                           within)  # fmt: skip
-
-SEEDS = [0, 1, 2]
-
-# ------------------------------------------------------------------------------------------------------- settings
-
-LAPTOP = {
-    "digits": {},
-    "tanh": dict(activation="tanh"),
-    "linear": dict(model="linear"),
-    "mlp": dict(dataset="cifar10", samples=256, width=256, steps=300),
-    "resnet": dict(dataset="cifar10", model="resnet", stem="imagenet", loss="ce", samples=128, width=8, steps=200),
-    "mixer": dict(dataset="cifar10", model="mixer", patch=8, loss="ce", samples=128, steps=200),
-    "nanolm": dict(dataset="shakespeare", model="transformer", loss="ce", optimizer="rmsprop", samples=32, width=32,
-                   steps=200),
-    "vit": dict(dataset="imagenette", model="vit", patch=8, image_size=32, loss="ce", optimizer="rmsprop", samples=128,
-                test_samples=200, width=32, steps=200),
-    "mnist": dict(dataset="mnist", samples=512, width=64, depth=2, steps=300),
-    "batches": dict(samples=0, steps=600),
-    "momentum": dict(optimizer="momentum", steps=600),
-    "rmsprop": dict(optimizer="rmsprop", steps=600),
-    "adam": dict(optimizer="adam", steps=600),
-    "cnn": dict(dataset="cifar10", model="cnn", samples=128, steps=300),
-    "rnn": dict(dataset="shakespeare", model="rnn", loss="ce", samples=128, width=64, steps=300),
-}  # fmt: skip
-SPARING = dict(sharpness_every=20, sharpness_tol=0.02, test_samples=256)  # so that training costs more than measuring
-LAPTOP |= {name: SPARING | LAPTOP[name] for name in ("mlp", "resnet", "mixer", "nanolm", "vit", "cnn", "rnn")}
-LAPTOP |= {name: LAPTOP[name] | dict(no_sharpness=True) for name in ("mnist", "batches", "momentum", "rmsprop", "adam")}
-PAPER = LAPTOP | {
-    "linear": dict(dataset="cifar10", model="linear", samples=4096, steps=16384),
-    "mlp": dict(dataset="cifar10", preset="mlp-fig15", samples=4096, steps=16384),
-    "resnet": dict(dataset="cifar10", preset="resnet34", samples=4096, steps=16384, chunk_size=512),
-    "mixer": dict(dataset="cifar10", preset="mixer-ti8", loss="ce", samples=4096, steps=16384, chunk_size=512),
-    "nanolm": dict(dataset="shakespeare", preset="nanolm", loss="ce", optimizer="rmsprop", samples=2048, steps=8192),
-    "vit": dict(dataset="imagenette", preset="vit-ti32", loss="ce", optimizer="rmsprop", samples=1024, steps=16384),
-    "mnist": dict(dataset="mnist", samples=8192, width=256, depth=3, steps=16384),
-    "batches": dict(dataset="cifar10", preset="resnet50", samples=0, steps=40000, sharpness_samples=4096),
-}
-SETTINGS = ["mlp", "resnet", "mixer", "nanolm", "vit"]  # of Figures 1, 3, 5 and 6: the paper's four, and an MLP
-
-
-def rates(first, count):
-    """A grid with a factor of 2.
-
-    >>> rates(0.1, 3)
-    [0.1, 0.2, 0.4]
-    """
-    return [first * 2**k for k in range(count)]
-
-
-GRIDS = {  # the constant rates, chosen to bracket the best
-    "digits": rates(0.025, 4), "tanh": rates(0.05, 3), "linear": rates(0.0125, 6), "mlp": rates(0.0025, 4),
-    "resnet": rates(0.08, 3), "mixer": rates(0.16, 3), "nanolm": rates(8e-4, 3), "vit": rates(3.2e-4, 3),
-    "mnist": rates(0.025, 5), "batches": rates(0.05, 4), "momentum": rates(0.0125, 4), "rmsprop": rates(1e-4, 5),
-    "adam": rates(1e-3, 4), "cnn": rates(0.08, 4), "rnn": rates(0.16, 4),
-}  # fmt: skip
-PAPER_GRIDS = GRIDS | {"resnet": rates(5e-4, 9), "mixer": rates(5e-4, 9), "nanolm": rates(5e-4, 9),
-                       "vit": rates(1e-5, 8), "linear": rates(1e-3, 3)}  # fmt: skip
-
-
-def on(settings, scale, *tuners):
-    """Runs as train.configurations takes them: each tuner, a dict of flags, in each setting, with all seeds.
-
-    A tuner's lr may be a function of the setting's grid of constant rates.
-    """
-    table, grids = (PAPER, PAPER_GRIDS) if scale == "paper" else (LAPTOP, GRIDS)
-    at = lambda name, tuner: {key: value(grids[name]) if callable(value) else value for key, value in tuner.items()}
-    return [table[name] | {"seed": SEEDS} | at(name, tuner) for name in settings for tuner in tuners]
+from paper import charts, cost, drawings, results
+from paper.claims import (alike, always, at_edge, averages_help, below, best_sigma_by, best_sigmas, gains,
+                          less_above_edge, logged_cost, model_above_2, model_of_figure_4, model_of_figure_9,
+                          rate_above, ratio, survives, within)  # fmt: skip
+from paper.settings import CLASSICAL, EDGE, on
 
 
 def cdat(*sigmas, **more):
@@ -90,15 +25,17 @@ def cdat(*sigmas, **more):
 
 
 CONSTANT = dict(tuner="constant", lr=lambda grid: grid)
-LINESEARCH, GREEDY, CDAT, FEEDBACK = dict(tuner="linesearch"), dict(tuner="greedy"), cdat(2.0), dict(tuner="feedback")
+LINESEARCH, FEEDBACK = dict(tuner="linesearch"), dict(tuner="feedback")
+BOTH = dict(curvature=["hessian", "gauss-newton"])  # the paper's, and a variant that it names
+GREEDY, CDAT = dict(tuner="greedy"), cdat(2.0)
+SIGMAS = cdat(2.0, 1.9375, 2.0625, 2.5)
 WARM = dict(tuner="schedule", decay="constant", warmup=0.2)  # a constant rate, but for how it is entered
-SEARCHES = [dict(tuner="linesearch", slope=slope, slack=slack, grow=grow, shrink=shrink) for shrink in (0.8, 0.9)
-            for grow in (4.0, np.inf)
-            for slope, slack in ((1e-4, 0.0), (0.5, 0.0), (0.0, 0.0), (0.0, 1e-3))]  # fmt: skip
-SCHEDULES = [dict(tuner="schedule", lr=rates(0.4, 4), warmup=warmup, decay=decay)
-             for warmup in (0.05, 0.2) for decay in ("constant", "cosine")]  # fmt: skip
-POLYAK = [dict(tuner="polyak", lr_max=lr_max) for lr_max in (1.0, 100.0)]
-HYPER = [dict(tuner="hypergradient", lr=lr, hyper_rate=rate) for lr in (0.01, 0.05) for rate in (0.01, 0.1)]
+SEARCHES = (dict(tuner="linesearch", slope=[1e-4, 0.5], grow=[4.0, np.inf]),  # the paper has --shrink 0.9 too
+            dict(tuner="linesearch", slope=0.0, slack=1e-3, grow=[4.0, np.inf]))  # fmt: skip
+SCHEDULES = dict(tuner="schedule", warmup=0.1, decay=["linear", "cosine"],
+                 lr=lambda grid: [grid[-2], 2 * grid[-2], 4 * grid[-2]])  # fmt: skip
+POLYAK = dict(tuner="polyak", lr_max=[1.0, 100.0])
+HYPER = dict(tuner="hypergradient", lr=[0.01, 0.05], hyper_rate=[0.01, 0.1])
 
 
 # ---------------------------------------------------------------------------------------------------- experiments
@@ -109,9 +46,11 @@ class Claim(NamedTuple):
 
     figure: str  # of the paper
     text: str
-    measure: Callable  # of the kinds of runs, and of the arguments: see results.py
+    measure: Callable  # of the kinds of runs, and of the arguments: see claims.py
     arguments: tuple = ()
+    own: list = []  # the paper's settings in this figure, as they are called in LAPTOP; all others are elsewhere
     on: str = ""  # the experiments on whose runs it is measured, where that is not its own alone
+    only: dict = {}  # settings that these runs have, where they have them at all
 
 
 class Experiment(NamedTuple):
@@ -119,8 +58,9 @@ class Experiment(NamedTuple):
 
     time: str  # on two cores, where no run is there yet
     runs: Callable  # runs(scale): dicts from flag to value or values
-    draw: Callable  # draw(runs, file)
+    draw: Callable  # draw(runs, file), or a chart: draw(kinds, file), which needs results.csv alone
     claims: tuple = ()
+    chart: bool = False
     about: str = ""  # what is asked where the paper claims nothing
 
 
@@ -133,42 +73,74 @@ def words(experiment):
     return "; ".join(filter(None, [experiment.about, *(claim.text for claim in experiment.claims)]))
 
 
-def everywhere(*tuners):
-    """The runs of Figures 1 and 5, but only of some tuners."""
+def edge(*tuners):
+    """The runs of Figures 5 and 19: under momentum and Adam with moving averages."""
+    betas = {"mixer, momentum": [0.9], "vit, adam": [0.9, 0.99]}
 
     def runs(scale):
-        searches = SEARCHES if scale == "paper" else [LINESEARCH]
-        given = on(SETTINGS, scale, CONSTANT, *searches, GREEDY, cdat(2.0, 1.9375, 2.0625, 2.5))
-        return [flags for flags in given if flags["tuner"] in tuners]
+        found = []
+        for name in EDGE:
+            for tuner in tuners:
+                if name in betas and tuner["tuner"] == "greedy":
+                    tuner = tuner | cdat(1.0)  # which is the same, and takes averages
+                if name in betas and tuner["tuner"] == "cdat":
+                    tuner = tuner | dict(beta=betas[name])
+                found += on([name], scale, tuner)
+        return found
 
     return runs
 
 
-def mini(*tuners):
+def mini(settings, *tuners):
     """Tuners on mini-batches of two sizes."""
-    return lambda scale: on(["batches"], scale, *(tuner | dict(batch_size=[64, 256]) for tuner in tuners))
+    sizes = {"layer": {"laptop": [16, 64], "paper": [256, 4096]}, "batches": {"laptop": [32, 128], "paper": [32, 128]}}
+    return lambda scale: [run for name in settings for run in on(
+        [name], scale, *(tuner | dict(batch_size=sizes[name.split(",")[0]][scale]) for tuner in tuners))]  # fmt: skip
+
+
+def heats(scale):
+    """Figure 7: a grid of σ, β and batch sizes."""
+    sizes = {"laptop": [16, 64, 0], "paper": [64, 256, 1024, 4096]}[scale]
+    of_digits = cdat(*DIGIT_SIGMAS, batch_size=[8, 32, 128, 0])
+    return [*on(["layer, momentum"], scale, cdat(*LAYER_SIGMAS, beta=[0.0, 0.9], batch_size=sizes)),
+            *on(["batches, momentum", "batches"], scale, of_digits | dict(beta=[0.0, 0.9]), of_digits | VARIANT)]
+
+
+def stochastic(scale):
+    """Figures 8, 20 and 21: with momentum the grid of Figure 7, with Adam less."""
+    grids = {"layer, momentum": LAYER_SIGMAS, "batches, momentum": DIGIT_SIGMAS, "layer, adam": [0.4, 1.0, 2.0],
+             "batches, adam": [0.4, 1.0, 1.6, 2.0]}  # fmt: skip
+    return [run for name, sigmas in grids.items()
+            for run in mini([name], CONSTANT, COSINE, cdat(*sigmas, beta=[0.0, 0.9]))(scale)]  # fmt: skip
 
 
 def varied(scale):
     """Figure 18: one of width, depth, weight decay and samples at a time."""
     values = dict(width=[16, 64, 256], depth=[1, 2, 4], weight_decay=[0.0, 1e-3, 1e-2], samples=[256, 512, 1024])
-    return on(["mnist"], scale, *(tuner | {name: value} for tuner in (CONSTANT, cdat(2.0, 1.0, 2.0625))
+    tuners = GREEDY | BOTH, cdat(2.0, 1.9375, 2.0625), CDAT | VARIANT
+    return on(["mnist"], scale, *(tuner | {name: value} for tuner in tuners
                                   for name, grid in values.items() for value in grid))  # fmt: skip
 
 
 def rivals(scale):
     """feedback against others: in eight settings, under Adam, on mini-batches of two sizes."""
     warm = WARM | dict(warmup=0.05, lr=lambda grid: [2 * grid[-2], 8 * grid[-2]])
-    others = (CONSTANT, warm, LINESEARCH, GREEDY, POLYAK[0], cdat(2.0, 1.9375, 2.0625), FEEDBACK)
-    runs = on(["digits", "mnist", "mlp", "resnet", "mixer", "nanolm", "momentum", "rmsprop"], scale, *others)
+    others = (CONSTANT, warm, LINESEARCH, GREEDY, dict(tuner="polyak"), cdat(2.0, 1.9375, 2.0625), FEEDBACK)
+    runs = on(["digits", "mnist", "mlp", "fixup", "mixer", "nanolm", *DIGITS[:2]], scale, *others)
     averaged = {"cdat": dict(beta=0.9), "feedback": dict(beta=0.9)}  # which Adam needs
-    runs += on(["adam"], scale, *(tuner | averaged.get(tuner["tuner"], {}) for tuner in others))
-    return runs + mini(*others)(scale)
+    runs += on(["digits, adam"], scale, *(tuner | averaged.get(tuner["tuner"], {}) for tuner in others))
+    return runs + on(["batches"], scale, *(tuner | dict(batch_size=[64, 256]) for tuner in others))
 
 
+DIGITS = ["digits, momentum", "rmsprop", "digits, adam"]
+TEN = ["mlp", "fixup", "mixer", "nanolm", "vit", "digits", "tanh", *DIGITS]
 NO_RUNS = lambda scale: []  # what such an experiment shows is in no log
-CLASSICAL = everywhere("constant", "linesearch", "greedy")  # the runs of Figures 1, 3 and 12
-CURVATURE = everywhere("constant", "greedy", "cdat")  # the runs of Figures 5, 6, 16 and 17
+VARIANT = dict(curvature="gauss-newton")
+COSINE = dict(tuner="schedule", warmup=0.1, decay="cosine", lr=lambda grid: [grid[-2], 2 * grid[-2], 4 * grid[-2]])
+RESNET, FOUR = ["resnet", "resnet34"], [*EDGE, "resnet34"]
+CLASSIC, FIVE = "fig1 classical tanh resnet34", "fig5 curvatures resnet34"  # the experiments with such runs
+SIGMA_1, UHU = ("greedy", "CDAT σ = 1"), dict(curvature="hessian")
+LAYER_SIGMAS, DIGIT_SIGMAS = [0.4, 0.6, 1.0, 1.4, 2.0], [0.4, 0.8, 1.0, 1.2, 1.6, 1.8, 2.0, 2.2]
 
 EXPERIMENTS = {
     "defaults": Experiment(
@@ -180,122 +152,192 @@ EXPERIMENTS = {
                                   dict(tuner="constant", lr=1e-4, optimizer="rmsprop"),
                                   dict(tuner="constant", lr=0.05, optimizer="momentum"),
                                   WARM | dict(lr=1.0, optimizer="momentum")),
-        drawings.panels("loss", "sharpness", "product", searched=()),
+        drawings.panels("loss", "sharpness", "product", searched=(), apart=("lr", "warmup")),
         about="a constant rate ends with ηλ at the edge of its optimizer: 2, and 3.8 for momentum"),
     "tanh": Experiment(
-        "6 min", lambda scale: on(["tanh"], scale, CONSTANT, LINESEARCH, GREEDY, cdat(2.0, 1.9375, 2.0625, 2.5)),
+        "6 min", lambda scale: on(["tanh"], scale, CONSTANT, LINESEARCH, GREEDY, SIGMAS),
         drawings.panels("loss", "learning_rate", "sharpness", "product"),
         about="the paper's story on the default data: an MLP that sharpens, with tanh in place of relu"),
     "fig1": Experiment(
-        "11 min", CLASSICAL, drawings.panels("loss"), [
-            Claim("1", "linesearch ends above the tuned constant rate", below, ("constant", "linesearch"), "fig1 tanh"),
-            Claim("1", "so does the best linesearch of its grid", below, ("constant", "linesearch"), "searches"),
-            Claim("1", "greedy ends above the tuned constant rate", below, ("constant", "greedy"), "fig1 tanh")]),
-    "searches": Experiment(
-        "8 min", lambda scale: on(["mlp"], scale, CONSTANT, *SEARCHES[:8]), plots.draw,
-        about="the linesearch over the paper's grid (`--shrink 0.8`), on the MLP of Figure 1"),
+        "30 min", lambda scale: on(CLASSICAL, scale, CONSTANT, *SEARCHES, GREEDY | BOTH), drawings.panels("loss"),
+        [Claim("1", "linesearch ends above the tuned constant rate", below, ("constant", "linesearch"), CLASSICAL,
+               "fig1 classical"),
+         Claim("1", "greedy ends above the tuned constant rate", below, ("constant", "greedy"), CLASSICAL,
+               "fig1 classical")]),
+    "classical": Experiment(
+        "12 min", lambda scale: on(["fixup", "mlp", "tanh"], scale, CONSTANT, *SEARCHES, GREEDY | BOTH),
+        drawings.panels("loss", "learning_rate", "sharpness", "product"),
+        about="Figures 1, 3 and 12 on networks of ours: a ResNet with silent branches, MLPs with relu and with tanh"),
     "fig2": Experiment(
-        "1 min", lambda scale: on(["linear"], scale, CONSTANT, LINESEARCH, GREEDY),
-        drawings.panels("loss", "product"), [
-            Claim("2", "linear model: linesearch at most 10 % above the best constant rate", below,
-                  ("linesearch", "constant", 1.1)),
-            Claim("2", "linear model: greedy likewise", below, ("greedy", "constant", 1.1))]),
+        "1 min", lambda scale: on(["linear"], scale, CONSTANT, LINESEARCH, GREEDY), drawings.panels("loss", "product"),
+        [Claim("2", "linesearch does well, at most 10 % (ours) above the best constant rate", below,
+               ("linesearch", "constant", 1.1), ["linear"]),
+         Claim("2", "greedy likewise", below, ("greedy", "constant", 1.1), ["linear"])]),
     "fig3": Experiment(
-        "with fig1", CLASSICAL, drawings.panels("learning_rate", "sharpness", "product", "grad_norm"), [
-            Claim("3", "greedy: η falls", ratio, ("greedy", "rate", 0, 1), "fig3 tanh"),
-            Claim("3", "greedy: λ rises", ratio, ("greedy", "sharpness", 1, np.inf), "fig3 tanh"),
-            Claim("3", "linesearch: λ rises", ratio, ("linesearch", "sharpness", 1, np.inf), "fig3 tanh"),
-            Claim("3", "greedy: ηλ just below 2 (1.6 to 2)", within, ("greedy", "product", 1.6, 2), "fig3 tanh"),
-            Claim("3", "a constant rate stabilises ηλ around 2 (1.7 to 2.3)", within,
-                  ("constant", "product", 1.7, 2.3), "edges")]),
+        "with fig1", lambda scale: on(["resnet"], scale, CONSTANT, *SEARCHES, GREEDY | BOTH),
+        drawings.panels("learning_rate", "sharpness", "product", "grad_norm"),
+        [Claim("3", "greedy: η falls", ratio, ("greedy", "rate", 0, 1), RESNET, CLASSIC),
+         Claim("3", "linesearch: η falls", ratio, ("linesearch", "rate", 0, 1), RESNET, CLASSIC),
+         Claim("3", "greedy: λ rises", ratio, ("greedy", "sharpness", 1, np.inf), RESNET, CLASSIC),
+         Claim("3", "linesearch: λ rises", ratio, ("linesearch", "sharpness", 1, np.inf), RESNET, CLASSIC),
+         Claim("3", "greedy: ηλ just below the edge (ours: 0.75 to 1 of it)", at_edge, ("greedy", 0.75, 1), RESNET,
+               CLASSIC),
+         Claim("3", "linesearch likewise", at_edge, ("linesearch", 0.75, 1), RESNET, CLASSIC),
+         Claim("3", "constant rate: ηλ settles around the edge (ours: 0.85 to 1.15 of it)", at_edge,
+               ("constant", 0.85, 1.15), RESNET, CLASSIC + " edges"),
+         Claim("3", "greedy: ‖g‖ grows less than 10 times", ratio, ("greedy", "grad_norm", 0, 10), RESNET, CLASSIC),
+         Claim("3", "linesearch likewise", ratio, ("linesearch", "grad_norm", 0, 10), RESNET, CLASSIC)]),
     "fig4": Experiment(
         "1 min", NO_RUNS, drawings.figure_4,
         [Claim("4", "simplified model: with y fixed below 0 λ runs away", model_of_figure_4)],
         about="Figures 4 and 10"),
     "fig5": Experiment(
-        "11 min", CURVATURE, drawings.panels("loss", "learning_rate"), [
-            Claim("5", "CDAT σ = 2 at most 5 % above the tuned constant rate", below,
-                  ("CDAT σ = 2", "constant", 1.05), "fig5 tanh"),
-            Claim("5", "CDAT σ = 2 always better than σ = 1, greedy", below, ("CDAT σ = 2", "greedy"), "fig5 tanh"),
-            Claim("5", "σ = 2.0625 better still", below, ("CDAT σ = 2.0625", "CDAT σ = 2"), "fig5 tanh"),
-            Claim("5", "σ = 2.5 generally diverges, or ends above σ = 2", below, ("CDAT σ = 2", "CDAT σ = 2.5"),
-                  "fig5 tanh"),
-            Claim("5", "η rises on its own under σ = 2", ratio, ("CDAT σ = 2", "rate", 1, np.inf), "fig5 tanh")]),
+        "25 min", edge(CONSTANT, GREEDY | BOTH, SIGMAS | BOTH), drawings.panels("loss", "learning_rate"),
+        [Claim("5", "σ = 2 on par (ours: at most 5 % above) with the tuned constant rate", below,
+               ("CDAT σ = 2", "constant", 1.05), FOUR, FIVE),
+         Claim("5", "σ = 2 always better than σ = 1", below, ("CDAT σ = 2", SIGMA_1), FOUR, FIVE),
+         Claim("5", "σ = 2.0625 better than 2; not on the Mixer", below, ("CDAT σ = 2.0625", "CDAT σ = 2"), FOUR, FIVE),
+         Claim("5", "σ = 2.5 generally diverges (ours: or ends above 2)", below, ("CDAT σ = 2", "CDAT σ = 2.5"), FOUR,
+               FIVE),
+         Claim("5", "η rises on its own under σ = 2", ratio, ("CDAT σ = 2", "rate", 1, np.inf), FOUR, FIVE),
+         Claim("5", "and above the constant rate; not on NanoLM", rate_above, ("CDAT σ = 2", "constant"), FOUR, FIVE)]),
+    "curvatures": Experiment(
+        "40 min", lambda scale: on(TEN, scale, CONSTANT, GREEDY | BOTH, SIGMAS | BOTH), charts.by_curvature("sigma"),
+        [Claim("§3", "uᵀHu is positive at each measured step of each seed under greedy (its share)", always,
+               (SIGMA_1, "positive"), FOUR, FIVE, UHU),
+         Claim("§3", "so it is under CDAT σ = 2", always, ("CDAT σ = 2", "positive"), FOUR, FIVE, UHU)],
+        about="with the Gauss-Newton curvature, which the paper names and does not show, CDAT is robust", chart=True),
+    "every": Experiment(
+        "25 min", lambda scale: on(TEN, scale, CONSTANT, CDAT | BOTH | dict(every=[1, 4, 16])),
+        charts.by_curvature("every"),
+        about="ours: what does a curvature at every 4th or 16th step alone save, and what does it cost?", chart=True),
     "fig6": Experiment(
-        "with fig5", CURVATURE, drawings.panels("sharpness", "product", "grad_norm"), [
-            Claim("6", "λ does not rise under σ = 2", ratio, ("CDAT σ = 2", "sharpness", 0, 1.05), "fig6 tanh"),
-            Claim("6", "ηλ sits slightly above 2 (2 to 2.6)", within, ("CDAT σ = 2", "product", 2, 2.6), "fig6 tanh")]),
+        "with fig5", lambda scale: on(["resnet"], scale, CONSTANT, GREEDY | BOTH, SIGMAS | BOTH),
+        drawings.panels("sharpness", "product", "grad_norm"),
+        [Claim("6", "σ = 2: λ does not rise (ours: by more than 5 %)", ratio, ("CDAT σ = 2", "sharpness", 0, 1.05),
+               RESNET, "fig6 " + FIVE),
+         Claim("6", "σ = 2: ηλ slightly above the edge (ours: 1 to 1.3 of it)", at_edge, ("CDAT σ = 2", 1, 1.3), RESNET,
+               "fig6 " + FIVE),
+         Claim("6", "σ = 2: the largest ‖g‖ is that of the constant rate (ours: within 3 times)", alike,
+               ("CDAT σ = 2", "constant", "grad_norm", 3), RESNET, "fig6 " + FIVE)]),
     "fig7": Experiment(
-        "6 min", lambda scale: on(["batches"], scale, cdat(0.8, 1.2, 1.6, 1.8, 2.0, 2.2, 2.4, beta=[0.0, 0.9],
-                                                           batch_size=[8, 32, 128, 0])),
-        drawings.heat("sigma", "batch_size", split="beta"),
-        [Claim("7", "the best σ falls with the batch size", best_sigmas)]),
+        "30 min", heats, charts.heat("sigma", "batch_size", split="beta"),
+        [Claim("7", "the best σ is smaller for smaller batches", best_sigmas, (), ["layer, momentum"]),
+         Claim("7", "at some batch sizes σ = 1 beats 2", below, ("CDAT σ = 1", "CDAT σ = 2"), ["layer, momentum"]),
+         Claim("7", "averages are essential: the best σ with β = 0.9 ends below the best without", averages_help,
+               ("CDAT",), ["layer, momentum"], only=UHU)], chart=True),
     "fig8": Experiment(
-        "2 min", mini(CONSTANT, dict(tuner="schedule", decay=["cosine", "linear"], lr=rates(0.4, 4)),
-                      cdat(2.0, 1.6, 1.2, beta=[0.0, 0.9])),
-        drawings.panels("loss", "learning_rate", searched=(*drawings.SEARCHED, "cdat")), [
-            Claim("8", "mini-batches: CDAT gains at most 20 % on the best constant rate", below,
-                  ("constant", "CDAT", 1.2)),
-            Claim("8", "mini-batches: the best schedule beats it", below, ("schedule", "CDAT"))],
-        about="Figures 8, 20 and 21, at batches of 64 and 256"),
+        "15 min", stochastic, drawings.panels("loss", searched=(*results.SEARCHED, "cdat")),
+        [Claim("8, 20", "momentum: CDAT may beat the constant rate, on large batches above all", below,
+               ("CDAT", "constant"), ["layer, momentum"], only=dict(optimizer="momentum")),
+         Claim("8, 20", "momentum: on par with the schedules or worse (ours: at most 5 % below)", below,
+               ("schedule", "CDAT", 1.05), ["layer, momentum"], only=dict(optimizer="momentum")),
+         Claim("8, 21", "Adam: on par with the constant rate or worse (likewise)", below, ("constant", "CDAT", 1.05),
+               ["layer, adam"], only=dict(optimizer="adam")),
+         Claim("8, 21", "Adam: and with the schedules", below, ("schedule", "CDAT", 1.05), ["layer, adam"],
+               only=dict(optimizer="adam"))],
+        about="Figures 8, 20 and 21, with momentum and with Adam"),
     "fig9": Experiment(
         "1 min", NO_RUNS, drawings.figure_9,
-        [Claim("9", "simplified model: σ = 2 holds λ (within 5 %) and y near 0", model_of_figure_9)],
+        [Claim("9", "simplified model: σ = 2 holds λ (ours: within 5 %) and y near 0", model_of_figure_9),
+         Claim("9", "simplified model: each σ > 2 diverges", model_above_2),
+         Claim("9", "real runs at σ = 2.0625 do not (a failure of the model)", survives, ("CDAT σ = 2.0625",), FOUR,
+               FIVE)],
         about="Figures 9 and 11"),
     "fig12": Experiment(
-        "with fig1", CLASSICAL, drawings.panels("alignment"),
-        [Claim("12", "greedy aligns u with the top eigenvector (above 0.5)", within, ("greedy", "alignment", 0.5, 1),
-               "fig12 tanh")]),
+        "with fig1", lambda scale: on(CLASSICAL, scale, CONSTANT, *SEARCHES, GREEDY | BOTH),
+        drawings.panels("sharpness", "product", "alignment"),
+        [Claim("12", "greedy: λ keeps rising, in the second half too", ratio,
+               ("greedy", "sharpness", 1, np.inf, "half"), CLASSICAL, "fig1 classical"),
+         Claim("12", "linesearch likewise", ratio, ("linesearch", "sharpness", 1, np.inf, "half"), CLASSICAL,
+               "fig1 classical"),
+         Claim("12", "the constant rate's stabilises (ours: by at most half, up or down)", ratio,
+               ("constant", "sharpness", 1 / 1.5, 1.5, "half"), CLASSICAL, "fig1 classical"),
+         Claim("12", "greedy: ηλ below the edge, or less above it than that of the constant rate", less_above_edge,
+               ("greedy", "constant"), CLASSICAL, "fig1 classical"),
+         Claim("12", "linesearch likewise", less_above_edge, ("linesearch", "constant"), CLASSICAL, "fig1 classical")]),
     "fig13": Experiment(
-        "6 min", lambda scale: on(["digits", "mlp"], scale, CONSTANT, *POLYAK, *HYPER, cdat(2.0, 2.0625)),
-        drawings.panels("loss", "learning_rate", "sharpness"), [
-            Claim("13", "Polyak beats CDAT σ = 2", below, ("polyak", "CDAT σ = 2")),
-            Claim("13", "σ = 2.0625 at most 10 % above Polyak", below, ("CDAT σ = 2.0625", "polyak", 1.1)),
-            Claim("13", "hypergradient at most 10 % above the best constant rate", below,
-                  ("hypergradient", "constant", 1.1))]),
+        "6 min", lambda scale: on(["resnet", "mlp", "digits"], scale, CONSTANT, POLYAK, HYPER,
+                                  cdat(2.0, 2.0625) | BOTH),
+        drawings.panels("loss", "learning_rate", "sharpness"),
+        [Claim("13", "Polyak beats CDAT σ = 2", below, ("polyak", "CDAT σ = 2"), RESNET),
+         Claim("13", "σ = 2.0625 matches Polyak (ours: at most 10 % above)", below, ("CDAT σ = 2.0625", "polyak", 1.1),
+               RESNET),
+         Claim("13", "hypergradient on par with the constant rate (ours: at most 10 % above)", below,
+               ("hypergradient", "constant", 1.1), RESNET),
+         Claim("13", "hypergradient sharpens ever on", ratio, ("hypergradient", "sharpness", 1, np.inf, "half"),
+               RESNET)]),
     "fig14": Experiment(
-        "1 min", mini(CONSTANT, LINESEARCH, GREEDY), drawings.panels("loss", "learning_rate"), [
-            Claim("14", "mini-batches: linesearch at most 10 % above the best constant rate", below,
-                  ("linesearch", "constant", 1.1)),
-            Claim("14", "mini-batches: greedy likewise", below, ("greedy", "constant", 1.1))]),
+        "6 min", mini(["layer", "batches"], CONSTANT, LINESEARCH, GREEDY | BOTH), drawings.panels("loss"),
+        [Claim("14", "linesearch does well (ours: at most 10 % above the constant rate)", below,
+               ("linesearch", "constant", 1.1), ["layer"]),
+         Claim("14", "greedy does well, likewise", below, ("greedy", "constant", 1.1), ["layer"]),
+         Claim("14", "the two behave alike (ours: losses within 1.5 times)", alike,
+               ("linesearch", "greedy", "loss", 1.5), ["layer"])]),
     "fig15": Experiment(
-        "9 min", lambda scale: on(["digits", "mlp"], scale, dict(tuner="exact", sigma=[2.0, 3.0]), CDAT),
-        drawings.panels("loss", "learning_rate", "product"), [
-            Claim("15", "η = 2/λ is poor: CDAT σ = 2 ends below", below, ("CDAT σ = 2", "exact σ = 2")),
-            Claim("15", "η = 3/λ is good: at most 10 % above CDAT σ = 2", below, ("exact σ = 3", "CDAT σ = 2", 1.1))]),
+        "9 min", lambda scale: on(["mlp", "digits"], scale, CONSTANT, dict(tuner="exact", sigma=[2.0, 3.0]),
+                                  CDAT | BOTH),
+        drawings.panels("loss", "learning_rate", "product"),
+        [Claim("15", "η = 2/λ is poor against the constant rate", below, ("constant", "exact σ = 2"), ["mlp"]),
+         Claim("15", "η = 3/λ is good (ours: at most 5 % above it)", below, ("exact σ = 3", "constant", 1.05),
+               ["mlp"])]),
     "fig16": Experiment(
-        "with fig5", everywhere("cdat"), drawings.panels("greedy_gain"),
-        [Claim("16", "at (nearly) each step the greedy rate lowers the loss most", within,
-               ("CDAT σ = 2", "gain", 0.95, 1), "fig16 tanh")]),
+        "3 min", lambda scale: on(["wide"], scale, cdat(1.0, 2.0) | BOTH), drawings.panels("greedy_gain"),
+        [Claim("16", "along σ = 1 the greedy rate gains more in a step than the on-edge one (ours: in 95 % of steps)",
+               within, ("CDAT σ = 1", "gain", 0.95, 1), ["wide"]),
+         Claim("16", "along σ = 2 too", within, ("CDAT σ = 2", "gain", 0.95, 1), ["wide"])]),
     "fig17": Experiment(
-        "with fig5", CURVATURE, drawings.panels("alignment", "turn"),
-        [Claim("17", "successive updates end up opposed (cosine below −0.5)", within, ("CDAT σ = 2", "turn", -1, -0.5),
-               "fig17 tanh")]),
+        "with fig5", lambda scale: on(["resnet"], scale, CONSTANT, GREEDY | BOTH, SIGMAS | BOTH),
+        drawings.panels("alignment", "turn"),
+        [Claim("17", "σ = 2: updates end up opposed (ours: cosine below −0.5)", within,
+               ("CDAT σ = 2", "turn", -1, -0.5), RESNET, "fig17 " + FIVE),
+         Claim("17", "greedy: they do not", within, ("greedy", "turn", -0.5, 1), RESNET, "fig17 " + FIVE)]),
     "fig18": Experiment(
-        "7 min", varied, drawings.width_and_depth, [
-            Claim("18", "gains grow with width", gains, ("width",)),
-            Claim("18", "gains grow with depth", gains, ("depth",)),
-            Claim("18", "gains fade with weight decay", gains, ("weight_decay", False))]),
+        "7 min", varied, charts.width_and_depth,
+        [Claim("18", "gains of σ = 2 over σ = 1 grow with width", gains, ("width",), ["mnist"], only=UHU),
+         Claim("18", "they grow with depth", gains, ("depth",), ["mnist"], only=UHU),
+         Claim("18", "they fade with weight decay", gains, ("weight_decay", False), ["mnist"], only=UHU),
+         Claim("18", "the best σ falls slightly below 2 with depth", best_sigma_by, ("depth", True), ["mnist"],
+               only=UHU),
+         Claim("18", "it does not shift with the number of samples", best_sigma_by, ("samples", False), ["mnist"],
+               only=UHU)], chart=True),
     "fig19": Experiment(
-        "9 min", lambda scale: on(["digits"], scale, CONSTANT, *SCHEDULES, cdat(2.0, 2.0625)),
-        drawings.panels("loss", "learning_rate"),
-        [Claim("19", "a tuned schedule beats CDAT σ = 2", below, ("schedule", "CDAT σ = 2"))]),
+        "20 min", edge(CONSTANT, SCHEDULES, cdat(2.0, 2.0625, 2.5) | BOTH), drawings.panels("loss", "learning_rate"),
+        [Claim("19", "a tuned schedule can beat CDAT σ = 2", below, ("schedule", "CDAT σ = 2"), EDGE)]),
+    "resnet34": Experiment(
+        "15 min on an H100", lambda scale: [run | dict(seed=0) for run in on(
+            ["resnet34"], scale, CONSTANT, GREEDY, cdat(2.0, 2.0625) | BOTH)],
+        drawings.panels("loss", "learning_rate", "sharpness", "product", "grad_norm", "turn",
+                        apart=("sigma", "curvature")),
+        about="the paper's ResNet34 on 2048 images, one seed: Figures 3, 5, 6, 13 and 17 in its size"),
     "cost": Experiment(
         "9 min", NO_RUNS, cost.draw,
-        [Claim("C.3", "a CDAT step takes 1.5 to 2.5 times that of a constant rate", logged_cost, ("cdat", 1.5, 2.5))]),
+        [Claim("C.3", "a CDAT step takes about twice (ours: 1.5 to 2.5 times) that of a constant rate", logged_cost,
+               ("cdat", 1.5, 2.5))]),
+    "seconds": Experiment(
+        "with fig5", lambda scale: on(["resnet", "mixer", "nanolm", "vit", "mlp", "digits"], scale, CONSTANT,
+                                      CDAT | BOTH),
+        cost.against_seconds,
+        about="asked by readers: what does CDAT cost in seconds, where a constant rate pays for its grid?"),
     "test": Experiment(
         "with defaults", lambda scale: [dict(tuner=["constant", "greedy", "cdat"], lr=0.1, seed=[0, 1, 2, 3])],
         drawings.at_equal_loss,
         about="asked by readers: do the tuners differ in test loss and accuracy at equal training loss?"),
     "others": Experiment(
-        "5 min", lambda scale: on(["cnn", "rnn"], scale, CONSTANT, GREEDY, CDAT),
+        "5 min", lambda scale: on(["cnn", "rnn"], scale, CONSTANT, GREEDY, CDAT | BOTH),
         drawings.panels("loss", "learning_rate", "product"),
         about="asked by readers: does CDAT σ = 2 beat greedy and the tuned constant rate on a CNN and an RNN?"),
     "averages": Experiment(
-        "12 min", lambda scale: on([*SETTINGS[1:], "digits"], scale, CONSTANT, cdat(2.0, beta=[0.0, 0.9, 0.99]),
-                                   FEEDBACK | dict(beta=[0.0, 0.9])),
-        drawings.panels("loss", "learning_rate"),
-        about="ours: do the moving averages help where CDAT and feedback blow up, and what do they cost elsewhere?"),
+        "12 min", lambda scale: on([*EDGE, "mixer", "vit", "digits"], scale, CONSTANT,
+                                   cdat(2.0, beta=[0.0, 0.9, 0.99]) | BOTH),
+        drawings.panels("loss", "learning_rate", apart=("sigma", "beta")),
+        [Claim("5", "with Adam the averages are necessary, on the full batch too", averages_help, ("CDAT σ = 2",),
+               ["vit, adam"])],
+        about="do the moving averages help where CDAT blows up, and what do they cost elsewhere?"),
+    "capped": Experiment(
+        "6 min", lambda scale: on(["resnet"], scale, CONSTANT, CDAT | BOTH, cdat(2.0, 2.0625) | BOTH | dict(lr_max=1.0)),
+        drawings.panels("loss", "learning_rate", apart=("sigma", "curvature", "lr_max")),
+        about="ours: on a plateau the curvature along u is next to nothing; does a largest rate of 1 mend what follows?"),
     "steep": Experiment(
         "2 min", NO_RUNS, drawings.steep,
         about="ours: of which eigenvectors does u consist at the edge, and what does the logged alignment see of it?"),
@@ -303,14 +345,14 @@ EXPERIMENTS = {
         "1 min", NO_RUNS, drawings.overlay,
         about="beyond the paper: does the model (4) predict the next sharpness of a real run?"),
     "feedback": Experiment(
-        "10 min", rivals, drawings.against("CDAT σ = 2"),
-        about="ours: CDAT over the edge and back ends below CDAT σ = 2"),
+        "10 min", rivals, charts.against("CDAT σ = 2"),
+        about="ours: CDAT over the edge and back ends below CDAT σ = 2", chart=True),
     "sensitivity": Experiment(
         "6 min", lambda scale: on(["digits"], scale, *(
             FEEDBACK | dict(sigma_high=high, tolerance=tolerance, average=average, steps=600, sharpness_every=600)
             for average in (0.8, 0.9, 0.95) for high in (2.25, 2.5, 3.0, 4.0) for tolerance in (0.0, 0.05, 0.2))),
-        drawings.heat("sigma_high", "tolerance", split="average"),
-        about="ours: the numbers of the feedback rule need no tuning"),
+        charts.heat("sigma_high", "tolerance", split="average"),
+        about="ours: the numbers of the feedback rule need no tuning", chart=True),
     "alternatives": Experiment(
         "3 min", NO_RUNS, drawings.alternatives,
         about="ours: does a simpler sign than the average of the loss do as well?"),
@@ -319,7 +361,6 @@ EXPERIMENTS = {
         about="ours: a greedy step takes out what had grown along the steepest directions"),
 }  # fmt: skip
 ALSO = {"fig10": "fig4", "fig11": "fig9", "fig20": "fig8", "fig21": "fig8"}  # figures that are panels of others here
-
 
 
 def configs(name, scale="laptop", **flags):

@@ -1,14 +1,11 @@
-"""Results: what is kept of a run, how tables are read from what is kept, and the verdict on each claim of the paper.
+"""Results: what is kept of a run, and how tables are read from what is kept.
 
 What this file teaches: runs that differ in their seed alone are one kind, and a kind is what is compared: by the median
 over its seeds, with the range beside it. A run that blows up counts as what it is, a final loss above the first one.
-A claim is measured where it can be, setting by setting, and holds in all of them, in some, or in none.
-
-Read next: drawings.py.
+Read next: charts.py.
 """
 
 import csv
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -18,7 +15,6 @@ import numpy as np
 import data
 import plots
 import train
-from paper import theory
 
 FIGURES = Path(__file__).parent / "figures"
 
@@ -54,23 +50,25 @@ def unseeded(config):
 def summary(run, target):
     """A run as a row of numbers.
 
-    product, alignment and turn are medians over its second half, rate and sharpness the last values, gain the share of
-    measured steps at which it is positive, reach the first step at which the loss is at target.
+    Rates and products are geometric means: of the first and of the last ten steps, product of the second half.
+    grad_norm is the largest; alignment and turn are medians over that half; gain is the share of measured steps at
+    which the greedy rate gains, positive that at which uᵀHu > 0; sharpness_half is that of the middle, reach the first
+    step at which the loss is at target.
     """
     history, seconds = run.history, run.facts["seconds"]
-    half = len(history["step"]) // 2
+    half, rates, lam = len(history["step"]) // 2, history["learning_rate"], history["sharpness"]
     median = lambda values: np.nanmedian(values[half:]) if np.isfinite(values[half:]).any() else np.nan
-    first = lambda values: next(iter(values[np.isfinite(values) & (values > 0)]), np.nan)
-    gain = history["greedy_gain"][np.isfinite(history["greedy_gain"])]
+    share = lambda values: np.mean(values[np.isfinite(values)] > 0) if np.isfinite(values).any() else np.nan
     there = np.flatnonzero(history["loss"] <= target)
     reach = there[0] if len(there) else np.inf
     return dict(loss_first=history["loss"][0], loss=plots.final_loss(history), reach=reach,
                 reach_seconds=reach * seconds / len(history["step"]),
-                rate_first=first(history["learning_rate"]), rate=history["learning_rate"][-1],
-                sharpness_first=first(history["sharpness"]), sharpness=plots.last_measured(history["sharpness"]),
-                product=median(history["learning_rate"] * history["sharpness"]),
+                rate_first=plots.geometric(rates[rates > 0][:10]), rate=plots.geometric(rates[-10:]),
+                sharpness_first=plots.last_measured(lam[::-1]), sharpness_half=plots.last_measured(lam[: half + 1]),
+                sharpness=plots.last_measured(lam), product=plots.geometric(plots.products(history)[half:]),
+                grad_norm_first=history["grad_norm"][0], grad_norm=np.max(history["grad_norm"]),
                 alignment=median(history["alignment"]), turn=median(history["turn"]),
-                gain=np.mean(gain > 0) if len(gain) else np.nan,
+                gain=share(history["greedy_gain"]), positive=share(history["curvature"]),
                 test_loss=plots.last_measured(history["test_loss"]),
                 test_accuracy=plots.last_measured(history["test_accuracy"]))  # fmt: skip
 
@@ -109,6 +107,18 @@ class Kind(NamedTuple):
 def median(kind, column):
     """The median of a column over the seeds."""
     return float(np.median([row[column] for row in kind.rows]))
+
+
+SEARCHED = ("constant", "schedule", "linesearch", "polyak", "hypergradient")
+
+
+def tuned(kinds):
+    """The kinds less those of a searched tuner that another of its kinds in the same setting beats."""
+    best = {}
+    for kind in sorted(kinds, key=lambda kind: -median(kind, "loss")):  # the best comes last and stays
+        if kind.config.tuner in SEARCHED:
+            best[kind.setting, kind.config.tuner] = kind
+    return [kind for kind in kinds if best.get((kind.setting, kind.config.tuner), kind) is kind]
 
 
 def kinds_of(configs, rows):
@@ -172,117 +182,22 @@ def matrix(kinds, column="loss", ours="feedback"):
     return "\n\n".join([markdown(["setting", *tuners], lines), wins])
 
 
-# --------------------------------------------------------------------------------------------------------- claims
+def pairs(kinds, name):
+    """A line for each setting: the tuned constant rate, then uᵀHu → uᵀGu for each value of an option of CDAT.
 
-# What measures a claim takes kinds of runs and returns triples: a setting, the numbers in words, whether it holds.
-
-
-def by_setting(kinds, label, column="loss", best=min):
-    """By setting: the best over kinds of run, whose label starts with those words, of the median over the seeds."""
+    Final losses, medians over the seeds; a number of crosses for that of the seeds which blew up.
+    """
     found = {}
     for kind in kinds:
-        if re.match(rf"{re.escape(label)}(?![\w.])", kind.label):
-            found.setdefault(kind.setting, []).append(median(kind, column))
-    return {setting: best(values) for setting, values in found.items()}
-
-
-def below(kinds, label, other, factor=1.0):
-    """Where one kind of run ends below factor × another."""
-    first, second = by_setting(kinds, label), by_setting(kinds, other)
-    return [(setting, f"{first[setting]:.3g} / {second[setting]:.3g}", first[setting] < factor * second[setting])
-            for setting in first if setting in second]  # fmt: skip
-
-
-def within(kinds, label, column, low, high):
-    """Where a column lies in a range."""
-    values = by_setting(kinds, label, column, np.median)
-    return [(setting, f"{value:.3g}", low <= value <= high) for setting, value in values.items()]
-
-
-def ratio(kinds, label, column, low, high):
-    """Where a column has changed along the run by a factor in a range."""
-    last, first = by_setting(kinds, label, column, np.median), by_setting(kinds, label, column + "_first", np.median)
-    factors = {setting: last[setting] / first[setting] for setting in last}
-    return [(setting, f"× {factor:.2g}", low <= factor <= high) for setting, factor in factors.items()]
-
-
-def falls(values):
-    """Whether a list in the order of batch sizes falls with the batch size.
-
-    >>> falls([1, 2, 2]), falls([2, 2, 2])
-    (True, False)
-    """
-    return values == sorted(values) and values[0] < values[-1]
-
-
-def best_sigmas(kinds):
-    """Figure 7: the best σ of each batch size, for each β; whether it falls as the batch shrinks."""
-    best = {}  # by β, then by batch size
-    for kind in sorted(kinds, key=lambda kind: -median(kind, "loss")):  # the best comes last and stays
-        best.setdefault(kind.config.beta, {})[kind.config.batch_size or np.inf] = kind.config.sigma
-    found = []
-    for beta, sigmas in sorted(best.items()):
-        sigmas = dict(sorted(sigmas.items()))
-        words = ", ".join(f"batch {size:g}: {sigma:g}" for size, sigma in sigmas.items())
-        found.append((f"β = {beta:g}", words, falls([*sigmas.values()])))
-    return found
-
-
-def gains(kinds, word, grows=True):
-    """Figure 18: the tuned constant rate's loss over that of CDAT σ = 2, by the values of what varies."""
-    varied = ("samples", "width", "depth", "weight_decay")
-    settings = [{name: vars(kind.config)[name] for name in varied} for kind in kinds]
-    values = {name: [setting[name] for setting in settings] for name in varied}
-    usual = {name: max(of_name, key=of_name.count) for name, of_name in values.items() if of_name}
-    ratios = {}
-    for value in sorted({setting[word] for setting in settings}):
-        wanted = usual | {word: value}  # alike but for the tuner
-        alike = [kind for kind, setting in zip(kinds, settings) if setting == wanted]
-        constant, cdat = by_setting(alike, "constant"), by_setting(alike, "CDAT σ = 2")
-        ratios |= {value: constant[setting] / cdat[setting] for setting in constant if setting in cdat}
-    ordered = [*ratios.values()] == sorted(ratios.values(), reverse=not grows)
-    text = ", ".join(f"{value:g}: × {ratio:.2g}" for value, ratio in ratios.items())
-    return [(word.replace("_", " "), text, ordered)] if ratios else []
-
-
-def model_of_figure_4(_):
-    """Whether λ runs away in the model (6)."""
-    lam = theory.below_edge(steps=1000).sharpness
-    return [("model", f"λ from {lam[0]:.3g} to {lam[-1]:.3g} in 1000 steps", bool(lam[-1] > 10 * lam[0]))]
-
-
-def model_of_figure_9(_):
-    """Whether σ = 2 holds λ and y in the model (9), (10)."""
-    on_edge, below = (theory.cdat_model(sigma) for sigma in (2, 1.9))
-    ends, y = [float(path.sharpness[-1]) for path in (on_edge, below)], float(on_edge.y[-1])
-    held = f"λ from 18 to {ends[0]:.3g} (σ = 2) and {ends[1]:.3g} (σ = 1.9) in 4000 steps"
-    return [("model", held, ends[0] < 1.05 * 18),
-            ("model", f"y ends at {y:.4f} (σ = 2)", abs(y) < 0.05)]  # fmt: skip
-
-
-def logged_cost(_, tuner, low, high):
-    """From figures/cost.txt: the time of a tuner's step in constant-rate steps."""
-    text = (FIGURES / "cost.txt").read_text()
-    rows = re.findall(rf"^\| (\w+) \| {tuner} \| [\d.]+ \| ([\d.]+) \|", text, re.MULTILINE)
-    return [(family, f"× {time}", low <= float(time) <= high) for family, time in rows]
-
-
-def verdicts(claims, kinds):
-    """The verdicts on claims, pairs of a claim and the experiments it is measured on, in Markdown.
-
-    kinds(name) lists the kinds of runs of an experiment. The claims come in the order of the paper's figures.
-    """
+        cells, config = found.setdefault(kind.setting, {}), vars(kind.config)
+        key = (config.get(name, 1), config["curvature"]) if "curvature" in config else "constant"  # greedy is σ = 1
+        if key != "constant" or key not in cells or median(kind, "loss") < median(cells[key], "loss"):
+            cells[key] = kind
+    values = sorted({key[0] for cells in found.values() for key in cells if key != "constant"})
+    crosses = lambda kind: "×" * sum(not row["loss"] <= row["loss_first"] for row in kind.rows)
+    text = lambda kind: f"{median(kind, 'loss'):.3g}{crosses(kind)}" if kind else ""
     lines = []
-    for claim, experiments in sorted(claims, key=lambda pair: int(pair[0].figure) if pair[0].figure.isdigit() else 99):
-        found = claim.measure([kind for name in experiments for kind in kinds(name)], *claim.arguments)
-        held = sum(holds for *_, holds in found)
-        partly = f"holds partly ({held} of {len(found)})" if held else "does not hold"
-        verdict = "holds" if held == len(found) else partly
-        settings = [setting for setting, *_ in found]
-        short = [setting.split(",")[0] for setting in settings]
-        settings = short if len({*short}) == len(short) else settings
-        measured = "; ".join(f"{setting}: {text}" for setting, (_, text, _) in zip(settings, found))
-        if claim.measure is below:
-            measured = f"{claim.arguments[0]} / {claim.arguments[1]} in {measured}"
-        lines.append([claim.figure, claim.text, measured, verdict if found else "not run"])
-    return markdown(["figure", "claim", "measured: median over the seeds", "verdict"], lines)
+    for setting, cells in found.items():
+        both = [[text(cells.get((value, which))) for which in ("hessian", "gauss-newton")] for value in values]
+        lines.append([setting, text(cells.get("constant")), *map(" → ".join, both)])
+    return markdown(["setting", "constant, tuned", *(f"{name} {value:g}" for value in values)], lines)

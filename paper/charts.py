@@ -1,0 +1,144 @@
+"""Charts of what runs ended with: drawn from results.csv alone.
+
+What this file teaches: to compare tuners by what they end with, each at its best setting, over all seeds.
+A chart is a function draw(kinds, file) of results.Kind. Read next: drawings.py, for what happens on the way.
+"""
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+import plots
+from paper import drawings, results
+
+
+def loss_of(kind):
+    """The final loss of a kind of runs, the median over its seeds."""
+    return np.median([row["loss"] for row in kind.rows])
+
+
+def start_of(kinds):
+    """The loss that runs began with: what ends above it blew up."""
+    return max(row["loss_first"] for kind in kinds for row in kind.rows)
+
+
+def heat(x, y, split):
+    """log10 of the final loss over two settings; a panel for each value of split, and for each curvature.
+
+    The best of each row has a frame, a cell that blew up a cross.
+    """
+
+    def draw(kinds, file):
+        panels, start = {}, start_of(kinds)  # by what is trained, split and curvature: losses by (y, x)
+        for kind in kinds:
+            config = vars(kind.config)
+            what = plots.setting_of(config | {"batch_size": 0})
+            variant = ", uᵀGu" * (config.get("curvature") == "gauss-newton")
+            title = f"{what}\n{plots.NAMES.get(split, split)} = {config[split]:g}{variant}"
+            panels.setdefault(title, {})[config[y], config[x]] = loss_of(kind)
+        columns = min(len(panels), 4)
+        rows = -(-len(panels) // columns)
+        figure, axes = drawings.subplots(rows, columns, squeeze=False, figsize=(3.2 * columns, 0.3 + 2.7 * rows))
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        for axis, (title, cells) in zip(axes.flat, panels.items()):
+            xs, ys = (sorted({key[k] for key in cells}) for k in (1, 0))
+            ys = ys[1:] + [0] if y == "batch_size" and ys[0] == 0 else ys  # the full batch is the largest
+            table = np.array([[cells.get((b, a), np.inf) for a in xs] for b in ys])
+            blown_up = ~(table < start)
+            table[blown_up] = np.nan
+            image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=-2, vmax=np.log10(start))
+            for row, best in enumerate(np.argmin(np.where(blown_up, np.inf, table), axis=1)):
+                axis.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color=drawings.ORANGE, linewidth=2))
+            for row, column in np.argwhere(blown_up):
+                axis.text(column, row, "×", ha="center", va="center", fontsize=12)
+            axis.set_xticks(range(len(xs)), [f"{value:g}" for value in xs])
+            names = ["all" if y == "batch_size" and value == 0 else f"{value:g}" for value in ys]
+            axis.set_yticks(range(len(ys)), names)
+            axis.set(xlabel=plots.NAMES.get(x, x), ylabel=plots.NAMES.get(y, y))
+            axis.set_title(title, fontsize=9, loc="left")
+        figure.colorbar(image, ax=axes[:, -1].tolist(), label="log₁₀ final training loss")
+        plots.finish(figure, axes.flat[: len(panels)], file)
+
+    return draw
+
+
+def by_curvature(name):
+    """The final loss over one setting, for both curvatures, a panel for each thing trained; at the top what blew up."""
+
+    def draw(kinds, file):
+        trained = list(dict.fromkeys(kind.setting for kind in kinds))
+        figure, axes = drawings.subplots(2, (len(trained) + 1) // 2, squeeze=False, figsize=(12, 5.4))
+        for axis, what in zip(axes.flat, trained):
+            of_it = [kind for kind in kinds if kind.setting == what]
+            start = start_of(of_it)
+            constant = min(loss_of(kind) for kind in of_it if kind.config.tuner == "constant")
+            axis.axhline(constant, color=plots.COLORS["constant"], linestyle="--", linewidth=1, label="constant, tuned")
+            looks = ("hessian", drawings.BLUE, "uᵀHu"), ("gauss-newton", drawings.ORANGE, "uᵀGu")
+            for curvature, color, words in looks:
+                found = {vars(kind.config).get(name, 1): [row["loss"] for row in kind.rows] for kind in of_it
+                         if vars(kind.config).get("curvature") == curvature}  # greedy has σ = 1
+                found = dict(sorted(found.items()))
+                shown = np.minimum([*found.values()], start)  # a row a value
+                x = np.arange(len(shown)) + (0.1 if curvature == "gauss-newton" else -0.1)
+                axis.plot(x, np.median(shown, axis=1), color=color, linewidth=1, label=words)
+                axis.plot(x, np.where(shown < start, shown, np.nan), "o", color=color, markersize=4)
+                axis.plot(x, np.where(shown < start, np.nan, shown), "x", color=color, markersize=5)
+            axis.set_xticks(range(len(found)), [f"{value:g}" for value in found], rotation=45)
+            axis.set(yscale="log", xlabel=plots.NAMES.get(name, name))
+            axis.set_title(what.replace(", ", "\n", 1), fontsize=9, loc="left")
+        plots.finish(figure, axes, file)
+
+    return draw
+
+
+def width_and_depth(kinds, file):
+    """Figure 18: the final loss against what varies, for each kind of run."""
+    names = ("width", "depth", "weight_decay", "samples")
+    values = {name: [vars(kind.config)[name] for kind in kinds] for name in names}
+    plain = {name: max(values[name], key=values[name].count) for name in names}  # what the others are when one varies
+    figure, axes = drawings.subplots(1, 4, figsize=(11, 3), sharey=True)
+    for axis, name in zip(axes, names):
+        lines = {}
+        for kind in kinds:
+            if all(vars(kind.config)[other] == plain[other] for other in names if other != name):
+                label = kind.label.replace("greedy", "σ = 1").replace("CDAT ", "")
+                label = label.replace("curvature gauss-newton", "uᵀGu")
+                lines.setdefault(label, {})[vars(kind.config)[name]] = loss_of(kind)
+        for k, (label, points) in enumerate(sorted(lines.items())):
+            color = drawings.ORANGE if "uᵀGu" in label else drawings.BLUE
+            style = {"σ = 1": ":", "σ = 2": "-"}.get(label.split(",")[0], "--")
+            marker = {"σ = 1.9375": "v", "σ = 2.0625": "^"}.get(label, "o")
+            axis.plot(*zip(*sorted(points.items())), style, marker=marker, color=color, label=label, markersize=4)
+        axis.set_xlabel(plots.NAMES.get(name, name))
+        axis.set_xscale("symlog", linthresh=1e-5) if name == "weight_decay" else axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+    axes[0].set_ylabel("final training loss")
+    plots.finish(figure, axes, file)
+
+
+def against(other):
+    """The final loss of each run over the median one of the runs called `other`, setting by setting."""
+
+    def draw(kinds, file):
+        settings = list(dict.fromkeys(kind.setting for kind in kinds))
+        named = [(kind.label.split(",")[0] if kind.config.tuner == "cdat" else kind.config.tuner, kind)
+                 for kind in results.tuned(kinds)]  # fmt: skip
+        names = list(dict.fromkeys(name for name, _ in named))
+        base = {kind.setting: loss_of(kind) for name, kind in named if name == other}
+        figure, axis = drawings.subplots(figsize=(11, 4.2))
+        for name, kind in named:
+            same = [one for one in names if one.split()[0] == name.split()[0]]
+            color, _ = plots.look(kind.config.tuner, same.index(name))
+            x = settings.index(kind.setting) + (names.index(name) - (len(names) - 1) / 2) / (len(names) + 2)
+            for row in kind.rows:
+                ratio = np.clip(row["loss"] / base[kind.setting], 1 / 30, 30)
+                axis.plot(x, ratio, "x" if ratio in (1 / 30, 30) else "o", color=color, label=name, markersize=4)
+        axis.axhline(1, color=drawings.GREY, linewidth=0.8, zorder=0)
+        axis.set(yscale="log", ylim=(1 / 40, 40), xlim=(-0.6, len(settings) - 0.4))
+        axis.set_ylabel(f"final loss over that of {other}\n(crosses: 30 times and beyond)", fontsize=9)
+        axis.set_xticks(range(len(settings)), [setting.replace(", ", "\n") for setting in settings])
+        for x in range(1, len(settings)):
+            axis.axvline(x - 0.5, color="#DDDDDD", linewidth=0.8, zorder=0)
+        plots.finish(figure, axis, file)
+
+    return draw
