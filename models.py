@@ -245,14 +245,15 @@ def rnn(shape, classes, width=128):
     return Model(partial(draw, spec), apply)
 
 
-def resnet_block_spec(c_in, c, bottleneck, norm, scales=(1.0, 1.0, 0.0), shortcut="identity"):
-    """What the convolutions start multiplied by: of the shortcut, the first ones and the last one of the branch."""
+def resnet_block_spec(c_in, c, bottleneck, norm, shortcut="identity", plain=1.0, first=1.0, last=0.0):
+    """Convolutions start multiplied by `plain` in the shortcut, by `first` and at the end by `last` in the branch."""
     plan = [(1, c_in, c), (3, c, c), (1, c, 4 * c)] if bottleneck else [(3, c_in, c), (3, c, c)]
-    *first, last = plan  # kernel size, channels in, channels out
-    branch = [conv_spec(*sizes, norm, scales[1]) for sizes in first] + [conv_spec(*last, norm, scales[2])]
-    if c_in == last[2] and shortcut == "identity":
+    scales = [first] * (len(plan) - 1) + [last]
+    branch = [conv_spec(*sizes, norm, scale) for sizes, scale in zip(plan, scales)]  # size, channels in, channels out
+    c_out = plan[-1][2]
+    if c_in == c_out and shortcut == "identity":
         return {"branch": branch}
-    return {"branch": branch, "shortcut": conv_spec(1, c_in, last[2], norm, scales[0])}
+    return {"branch": branch, "shortcut": conv_spec(1, c_in, c_out, norm, plain)}
 
 
 def resnet_block(w, x, stride, norm):
@@ -275,7 +276,7 @@ def resnet(shape, classes, width=16, depth=10, norm: Literal["none", "layer", "g
     depth: 10, 18 or 34, with two 3x3 convolutions a block; 50, with 1x1, 3x3 and 1x1
     norm: after every convolution; layer: over the channels of a pixel
     stem: small (3x3), or imagenet (7x7 with stride 2, then a max pool with stride 2)
-    start: fixup (all branches silent), or lecun (all kernels from N(0, 1/fan-in), none silent)
+    start: fixup (all branches silent), or lecun (none; without a norm all kernels from N(0, 1/fan-in))
     shortcut: identity where shapes allow it, or projection in every block; the paper's code has lecun and projection
 
     Silent branches make any depth start shallow: the last scale of a norm is zero (Goyal et al. 2017), or else the last
@@ -289,16 +290,18 @@ def resnet(shape, classes, width=16, depth=10, norm: Literal["none", "layer", "g
                             ("start", start, starts), ("shortcut", shortcut, shortcuts)):  # fmt: skip
         require(value in of, f"resnet: {name} must be one of {[*of]}, not {value!r}")
     bottleneck, blocks = depth == 50, sum(stages[depth])
-    scales = {  # of the shortcuts and the stem; in a branch of the first kernels and of the last
-        "fixup": (1.0, blocks ** (-1 / 4 if bottleneck else -1 / 2) if norm == "none" else 1.0, 0.0),
-        "lecun": 3 * (math.sqrt(1 / 2) if norm == "none" else 1.0,),  # a gain of 1 in place of 2
-    }[start]
+    if start == "lecun":
+        gain_1 = math.sqrt(1 / 2) if norm == "none" else 1.0  # in place of 2; under a norm it does not matter
+        scales = dict(plain=gain_1, first=gain_1, last=gain_1)
+    else:
+        fixup = blocks ** (-1 / 4 if bottleneck else -1 / 2) if norm == "none" else 1.0
+        scales = dict(plain=1.0, first=fixup, last=0.0)
     inner = [width * 2**stage for stage, n in enumerate(stages[depth]) for _ in range(n)]
     outer = [width] + [4 * c if bottleneck else c for c in inner]  # channels between blocks
     strides = [2 if now > before else 1 for before, now in zip(inner[:1] + inner, inner)]
     spec = {
-        "stem": conv_spec(stems[stem][0], shape[2], width, norm, scales[0]),
-        "blocks": [resnet_block_spec(a, c, bottleneck, norm, scales, shortcut) for a, c in zip(outer, inner)],
+        "stem": conv_spec(stems[stem][0], shape[2], width, norm, scales["plain"]),
+        "blocks": [resnet_block_spec(a, c, bottleneck, norm, shortcut, **scales) for a, c in zip(outer, inner)],
         "head": dense_spec(outer[-1], classes),
     }
 

@@ -179,17 +179,18 @@ def products(history):
     return history["learning_rate"] * np.interp(step, step[there], history["sharpness"][there])
 
 
-@np.errstate(all="ignore")
 def geometric(values):
-    """The geometric mean, of what is not nan."""
-    return np.exp(np.mean(np.log(values[~np.isnan(values)]))) if not np.isnan(values).all() else np.nan
+    """The geometric mean of those that are positive; 0 where none is, nan where nothing was measured."""
+    if np.isnan(values).all():
+        return np.nan
+    return np.exp(np.mean(np.log(values[values > 0]))) if (values > 0).any() else 0.0
 
 
 @np.errstate(all="ignore")  # the rate of a diverged run may be infinite
 def table(runs):
     """The results of some `Run`s: the lines of a table, one a run, the lowest loss marked with a star.
 
-    Loss: the mean of the last 5 steps; rate, product: of the last 10, the geometric one; sharpness, test: as last
+    Loss: the mean of the last 5 steps; rate, product: geometric means of the last 10; sharpness, test: as last
     measured, the latter the accuracy; raised: how many steps raised the loss. Below it stands what went wrong.
     """
     names = labels([run.settings for run in runs])
@@ -275,10 +276,10 @@ def panel(axis, quantity, runs):
                           fontsize=8, color="#D55E00")  # fmt: skip
     top = axis.get_ylim()[1]
     for drawn in list(axis.lines):  # where a line leaves the panel for good
-        outside = np.asarray(drawn.get_ydata()) > top
-        if len(outside) > 2 and outside[-1]:
-            at = drawn.get_xdata()[len(outside) - np.argmin(outside[::-1]) if not outside.all() else 0]
-            axis.plot(at, top, "^", color=drawn.get_color(), markersize=6, clip_on=False)
+        x, y = drawn.get_data()
+        last_inside = max(np.flatnonzero(np.asarray(y) <= top), default=-1)
+        if last_inside < len(y) - 1 and drawn.get_linestyle() != "None":
+            axis.plot(x[last_inside + 1], top, "^", color=drawn.get_color(), markersize=6, clip_on=False)
 
 
 def look(tuner, k):

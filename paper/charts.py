@@ -11,11 +11,6 @@ import plots
 from paper import drawings, results
 
 
-def loss_of(kind):
-    """The final loss of a kind of runs, the median over its seeds."""
-    return np.median([row["loss"] for row in kind.rows])
-
-
 def start_of(kinds):
     """The loss that runs began with: what ends above it blew up."""
     return max(row["loss_first"] for kind in kinds for row in kind.rows)
@@ -28,13 +23,13 @@ def heat(x, y, split):
     """
 
     def draw(kinds, file):
-        panels, start = {}, start_of(kinds)  # by what is trained, split and curvature: losses by (y, x)
+        panels = {}  # by what is trained, split and curvature: kinds by (y, x)
         for kind in kinds:
             config = vars(kind.config)
             what = plots.setting_of(config | {"batch_size": 0})
             variant = ", uᵀGu" * (config.get("curvature") == "gauss-newton")
             title = f"{what}\n{plots.NAMES.get(split, split)} = {config[split]:g}{variant}"
-            panels.setdefault(title, {})[config[y], config[x]] = loss_of(kind)
+            panels.setdefault(title, {})[config[y], config[x]] = kind
         columns = min(len(panels), 4)
         rows = -(-len(panels) // columns)
         figure, axes = drawings.subplots(rows, columns, squeeze=False, figsize=(3.2 * columns, 0.3 + 2.7 * rows))
@@ -43,11 +38,14 @@ def heat(x, y, split):
         for axis, (title, cells) in zip(axes.flat, panels.items()):
             xs, ys = (sorted({key[k] for key in cells}) for k in (1, 0))
             ys = ys[1:] + [0] if y == "batch_size" and ys[0] == 0 else ys  # the full batch is the largest
-            table = np.array([[cells.get((b, a), np.inf) for a in xs] for b in ys])
+            losses = {key: results.median(kind, "loss") for key, kind in cells.items()}
+            table = np.array([[losses.get((b, a), np.inf) for a in xs] for b in ys])
+            start = start_of(cells.values())
             blown_up = ~(table < start)
             table[blown_up] = np.nan
-            image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=-2, vmax=np.log10(start))
-            for row, best in enumerate(np.argmin(np.where(blown_up, np.inf, table), axis=1)):
+            image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=-2, vmax=0.6)
+            for row in np.flatnonzero(~blown_up.all(axis=1)):
+                best = np.nanargmin(table[row])
                 axis.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color=drawings.ORANGE, linewidth=2))
             for row, column in np.argwhere(blown_up):
                 axis.text(column, row, "×", ha="center", va="center", fontsize=12)
@@ -71,7 +69,7 @@ def by_curvature(name):
         for axis, what in zip(axes.flat, trained):
             of_it = [kind for kind in kinds if kind.setting == what]
             start = start_of(of_it)
-            constant = min(loss_of(kind) for kind in of_it if kind.config.tuner == "constant")
+            constant = min(results.median(kind, "loss") for kind in of_it if kind.config.tuner == "constant")
             axis.axhline(constant, color=plots.COLORS["constant"], linestyle="--", linewidth=1, label="constant, tuned")
             looks = ("hessian", drawings.BLUE, "uᵀHu"), ("gauss-newton", drawings.ORANGE, "uᵀGu")
             for curvature, color, words in looks:
@@ -103,8 +101,8 @@ def width_and_depth(kinds, file):
             if all(vars(kind.config)[other] == plain[other] for other in names if other != name):
                 label = kind.label.replace("greedy", "σ = 1").replace("CDAT ", "")
                 label = label.replace("curvature gauss-newton", "uᵀGu")
-                lines.setdefault(label, {})[vars(kind.config)[name]] = loss_of(kind)
-        for k, (label, points) in enumerate(sorted(lines.items())):
+                lines.setdefault(label, {})[vars(kind.config)[name]] = results.median(kind, "loss")
+        for label, points in sorted(lines.items()):
             color = drawings.ORANGE if "uᵀGu" in label else drawings.BLUE
             style = {"σ = 1": ":", "σ = 2": "-"}.get(label.split(",")[0], "--")
             marker = {"σ = 1.9375": "v", "σ = 2.0625": "^"}.get(label, "o")
@@ -124,7 +122,7 @@ def against(other):
         named = [(kind.label.split(",")[0] if kind.config.tuner == "cdat" else kind.config.tuner, kind)
                  for kind in results.tuned(kinds)]  # fmt: skip
         names = list(dict.fromkeys(name for name, _ in named))
-        base = {kind.setting: loss_of(kind) for name, kind in named if name == other}
+        base = {kind.setting: results.median(kind, "loss") for name, kind in named if name == other}
         figure, axis = drawings.subplots(figsize=(11, 4.2))
         for name, kind in named:
             same = [one for one in names if one.split()[0] == name.split()[0]]

@@ -13,7 +13,7 @@ import re
 import numpy as np
 
 import plots
-from paper import results, theory
+from paper import results, settings, theory
 
 
 def called(kind, label):
@@ -22,75 +22,86 @@ def called(kind, label):
     return any(re.match(rf"{re.escape(label)}(?![\w.])", kind.label) for label in labels)
 
 
-def by_setting(kinds, label, column="loss", best=min):
-    """By setting: the best over kinds of that label of the median over the seeds."""
+def best(kinds, label):
+    """By setting: of the kinds of that label the one that ends lowest."""
     found = {}
-    for kind in kinds:
+    for kind in sorted(kinds, key=lambda kind: -results.median(kind, "loss")):  # the best comes last and stays
         if called(kind, label):
-            found.setdefault(kind.setting, []).append(results.median(kind, column))
-    return {setting: best(values) for setting, values in found.items()}
+            found[kind.setting] = kind
+    return found
+
+
+def by_setting(kinds, label, column="loss"):
+    """By setting: a column of the best kind of that label, the median over the seeds, where it was measured at all.
+
+    It is nan, and no claim holds, where it was not measured for some seed, which ended before.
+    """
+    return {setting: results.median(kind, column) for setting, kind in best(kinds, label).items()
+            if not np.isnan([row[column] for row in kind.rows]).all()}  # fmt: skip
+
+
+def both(kinds, label, other, column="loss"):
+    """(setting, the column of one kind, that of the other), where there are both."""
+    first, second = by_setting(kinds, label, column), by_setting(kinds, other, column)
+    return [(setting, first[setting], second[setting]) for setting in first if setting in second]
 
 
 def below(kinds, label, other, factor=1.0):
     """Where one kind of run ends below factor × another."""
-    first, second = by_setting(kinds, label), by_setting(kinds, other)
-    return [(setting, f"{first[setting]:.3g} / {second[setting]:.3g}", first[setting] < factor * second[setting])
-            for setting in first if setting in second]  # fmt: skip
+    return [(setting, f"{a:.3g} / {b:.3g}", a < factor * b) for setting, a, b in both(kinds, label, other)]
 
 
 def within(kinds, label, column, low, high):
     """Where a column lies in a range."""
-    values = by_setting(kinds, label, column, np.median)
-    return [(setting, f"{value:.3g}", low <= value <= high) for setting, value in values.items() if value == value]
+    return [(setting, f"{value:.3g}", low <= value <= high)
+            for setting, value in by_setting(kinds, label, column).items()]  # fmt: skip
 
 
 def at_edge(kinds, label, low, high):
     """Where ηλ, over the edge of the optimizer, lies in a range."""
     edges = {kind.setting: plots.edge(vars(kind.config)) for kind in kinds}
-    values = by_setting(kinds, label, "product", np.median)
     return [(setting, f"{value:.3g} ({edges[setting]:g})", low <= value / edges[setting] <= high)
-            for setting, value in values.items() if value == value]  # fmt: skip
+            for setting, value in by_setting(kinds, label, "product").items()]  # fmt: skip
 
 
 def always(kinds, label, column):
     """Where a share is 1 for each seed; the number is the least."""
-    least = {}
-    for kind in kinds:
-        if called(kind, label):
-            shares = [row[column] for row in kind.rows if np.isfinite(row[column])]
-            least[kind.setting] = min([*shares, least.get(kind.setting, 1.0)])
-    return [(setting, f"{value:.3g}", value == 1) for setting, value in least.items()]
+    found = []
+    for setting, kind in best(kinds, label).items():
+        shares = [row[column] for row in kind.rows if np.isfinite(row[column])]
+        found += [(setting, f"{min(shares):.3g}", min(shares) == 1)] if shares else []
+    return found
 
 
 def ratio(kinds, label, column, low, high, since="first"):
     """Where a column has changed by a factor in a range, since the start or since half the run."""
-    last, first = (by_setting(kinds, label, name, np.median) for name in (column, f"{column}_{since}"))
-    factors = {setting: last[setting] / first[setting] for setting in last}
-    return [(setting, f"× {factor:.2g}", low <= factor <= high) for setting, factor in factors.items()
-            if factor == factor]  # fmt: skip
+    last, first = by_setting(kinds, label, column), by_setting(kinds, label, f"{column}_{since}")
+    factors = {setting: last[setting] / first[setting] for setting in last if setting in first}
+    return [(setting, f"× {factor:.2g}", low <= factor <= high) for setting, factor in factors.items()]
 
 
 def alike(kinds, label, other, column, factor):
     """Where a column of two kinds of run differs by at most a factor."""
-    first, second = by_setting(kinds, label, column), by_setting(kinds, other, column)
-    both = [(setting, first[setting], second[setting]) for setting in first if setting in second]
-    return [(setting, f"{a:.3g} / {b:.3g}", 1 / factor <= a / b <= factor) for setting, a, b in both if a == a]
+    return [(setting, f"{a:.3g} / {b:.3g}", 1 / factor <= a / b <= factor)
+            for setting, a, b in both(kinds, label, other, column)]  # fmt: skip
 
 
 def less_above_edge(kinds, label, other):
     """Where ηλ is below the edge, or at least below that of the other kind."""
     edges = {kind.setting: plots.edge(vars(kind.config)) for kind in kinds}
-    first, second = by_setting(kinds, label, "product", max), by_setting(kinds, other, "product", max)
-    return [(setting, f"{a:.3g} / {second[setting]:.3g}", a <= max(edges[setting], second[setting]))
-            for setting, a in first.items() if a == a and setting in second]  # fmt: skip
+    return [(setting, f"{a:.3g} / {b:.3g}", a <= max(edges[setting], b))
+            for setting, a, b in both(kinds, label, other, "product")]  # fmt: skip
+
+
+def rate_above(kinds, label, other):
+    """Where the rate ends above that of the other kind."""
+    return [(setting, f"{a:.2g} / {b:.2g}", a > b) for setting, a, b in both(kinds, label, other, "rate")]
 
 
 def survives(kinds, label):
     """Where no seed ends above the loss it began with."""
-    lost = {}
-    for kind in kinds:
-        if called(kind, label):
-            lost.setdefault(kind.setting, []).extend(not row["loss"] <= row["loss_first"] for row in kind.rows)
+    lost = {setting: [not row["loss"] <= row["loss_first"] for row in kind.rows]
+            for setting, kind in best(kinds, label).items()}  # fmt: skip
     return [(setting, f"{sum(of)} of {len(of)} blew up", not any(of)) for setting, of in lost.items()]
 
 
@@ -103,7 +114,7 @@ def averages_help(kinds, label):
 
 
 def falls(values):
-    """Whether a list in the order of batch sizes falls with the batch size.
+    """Whether a list in the order of growing batches is smaller for smaller ones.
 
     >>> falls([1, 2, 2]), falls([2, 2, 2])
     (True, False)
@@ -113,18 +124,18 @@ def falls(values):
 
 def best_sigmas(kinds):
     """Figure 7: the best σ of each batch size, over all β, in each setting; whether it falls as the batch shrinks."""
-    best = {}  # by setting, then by batch size
+    found = {}  # by setting, then by batch size
     for kind in sorted(kinds, key=lambda kind: -results.median(kind, "loss")):  # the best comes last and stays
-        of_setting = best.setdefault(plots.setting_of(vars(kind.config) | {"batch_size": 0}), {})
+        of_setting = found.setdefault(plots.setting_of(vars(kind.config) | {"batch_size": 0}), {})
         of_setting[kind.config.batch_size or np.inf] = kind.config
-    found = []
-    for setting, configs in best.items():
+    verdicts = []
+    for setting, configs in found.items():
         configs = dict(sorted(configs.items()))
         words = [f"{size:g}: {config.sigma:g}" + f" (β {config.beta:g})" * bool(config.beta)
                  for size, config in configs.items()]  # fmt: skip
         text = "batch " + ", ".join(words).replace("inf", "all")
-        found.append((setting, text, falls([config.sigma for config in configs.values()])))
-    return found
+        verdicts.append((setting, text, falls([config.sigma for config in configs.values()])))
+    return verdicts
 
 
 def sweep(kinds, word):
@@ -139,30 +150,24 @@ def sweep(kinds, word):
 
 def gains(kinds, word, grows=True):
     """Figure 18: the loss of σ = 1 over that of σ = 2, by the values of what varies."""
-    ratios = {}
-    for value, alike in sweep(kinds, word).items():
-        greedy, cdat = by_setting(alike, "greedy"), by_setting(alike, "CDAT σ = 2")
-        ratios |= {value: greedy[setting] / cdat[setting] for setting in greedy if setting in cdat}
+    ratios = {value: a / b for value, same in sweep(kinds, word).items()
+              for _, a, b in both(same, "greedy", "CDAT σ = 2")}  # fmt: skip
     ordered = [*ratios.values()] == sorted(ratios.values(), reverse=not grows)
     text = ", ".join(f"{value:g}: × {ratio:.2g}" for value, ratio in ratios.items())
-    return [(word.replace("_", " "), text, ordered)] if ratios else []
+    return [(word.replace("_", " "), text, ordered)] if len(ratios) > 1 else []
 
 
 def best_sigma_by(kinds, word, shifts):
-    """Figure 18: the best σ by the values of what varies; whether it falls along them, or else stays."""
-    best = {}
-    for value, alike in sweep(kinds, word).items():
-        best |= {value: min((results.median(kind, "loss"), vars(kind.config).get("sigma", 1.0)) for kind in alike)[1]}
-    sigmas = [*best.values()]
-    holds = falls(sigmas[::-1]) if best and shifts else len({*sigmas}) == 1
-    return [(word, ", ".join(f"{value:g}: {sigma:g}" for value, sigma in best.items()), holds)] if best else []
-
-
-def rate_above(kinds, label, other):
-    """Where the rate ends above that of the other kind."""
-    first, second = by_setting(kinds, label, "rate", max), by_setting(kinds, other, "rate", max)
-    return [(setting, f"{a:.2g} / {second[setting]:.2g}", a > second[setting]) for setting, a in first.items()
-            if a == a and setting in second]  # fmt: skip
+    """Figure 18: the best σ by the values of what varies: falls to slightly below 2 (ours: 1.9 to 2), or else stays."""
+    sigmas = {}
+    for value, same in sweep(kinds, word).items():
+        (kind,) = best(same, ("greedy", "CDAT")).values()
+        sigmas[value] = vars(kind.config).get("sigma", 1.0)
+    values = [*sigmas.values()]
+    if len(values) < 2:
+        return []
+    holds = falls(values[::-1]) and 1.9 <= values[-1] < 2 if shifts else len({*values}) == 1
+    return [(word, ", ".join(f"{value:g}: {sigma:g}" for value, sigma in sigmas.items()), holds)]
 
 
 def model_of_figure_4(_):
@@ -195,36 +200,43 @@ def logged_cost(_, tuner, low, high):
 
 def cell(claim, kinds):
     """What a claim comes to on some kinds of runs: the verdict, and what was measured."""
-    found = claim.measure(results.tuned(kinds), *claim.arguments)
+    found = [(setting, text, holds != setting.startswith(claim.but))
+             for setting, text, holds in claim.measure(results.tuned(kinds), *claim.arguments)]  # fmt: skip
     held = sum(holds for *_, holds in found)
     verdict = "holds" if held == len(found) else f"{held} of {len(found)}" if held else "fails"
-    settings = [setting for setting, *_ in found]
-    short = [setting.split(",")[0] for setting in settings]
-    settings = short if len({*short}) == len(short) else settings
-    measured = "; ".join(f"{setting} {text}" for setting, (_, text, _) in zip(settings, found))
-    return f"**{verdict}**: {measured}" if found else ""
+    names = [setting for setting, *_ in found]
+    short = [name.split(",")[0] for name in names]
+    names = short if len({*short}) == len(short) else names
+    measured = "; ".join(f"{name} {text}" for name, (_, text, _) in zip(names, found))
+    return f"**{verdict}**: {measured}" if found else "–"
 
 
-def verdicts(claims, kinds, homes):
-    """The verdicts on claims, pairs of a claim and the experiments it is measured on, in Markdown.
+def order(claim):
+    """Where a claim stands in the table: by the number of its figure, others last."""
+    number = claim.figure.split(",")[0]
+    return int(number) if number.isdigit() else 99
 
-    kinds(name) lists the kinds of runs of an experiment, homes(name) what a setting of the paper is called in them. The
-    claims come in the order of the paper's figures.
-    """
+
+def verdicts(experiments, kinds):
+    """The verdicts on the claims of experiments, in Markdown; kinds(name) lists the kinds of runs of one."""
+    claims = [(claim, (claim.on or name).split()) for name, its in experiments.items() for claim in its.claims]
+    found = {name: kinds(name) for _, names in claims for name in names}
     lines = []
-    for claim, experiments in sorted(claims, key=lambda pair: int(re.match(r"\d+|", pair[0].figure)[0] or 99)):
-        among = {results.row_of(kind.config): kind for name in experiments for kind in kinds(name)}
-        groups = {"own": [], "elsewhere": [], "variant": []}
-        for kind in among.values():
+    for claim, names in sorted(claims, key=lambda pair: order(pair[0])):
+        own, elsewhere, variant = [], [], []
+        homes = settings.homes(claim.own)
+        for kind in {results.row_of(kind.config): kind for name in names for kind in found[name]}.values():
             config, home = vars(kind.config), plots.setting_of(vars(kind.config) | {"batch_size": 0})
-            if all(config.get(name, value) == value for name, value in claim.only.items()):
-                if config.get("curvature") != "gauss-newton":
-                    groups["own" if home in homes(claim.own) else "elsewhere"].append(kind)
-                if home in homes(claim.own) and config.get("curvature") != "hessian":
-                    groups["variant"].append(kind)
-        cells = [cell(claim, groups["own"])]
-        if among:  # else it is measured on no run
-            of_curvature = "CDAT" in str(claim.arguments) or "greedy" in str(claim.arguments)
-            cells += [cell(claim, groups["elsewhere"]), cell(claim, groups["variant"]) if of_curvature else ""]
-        lines.append([claim.figure, claim.text, *(text or "–" for text in [*cells, "", ""][:3])])
+            if any(config.get(name, value) != value for name, value in claim.only.items()):
+                continue
+            if config.get("curvature") != "gauss-newton":
+                (own if home in homes else elsewhere).append(kind)
+            if config.get("curvature") != "hessian" and home in homes:
+                variant.append(kind)
+        labels = [argument for argument in claim.arguments if isinstance(argument, (str, tuple))] or ("CDAT", "greedy")
+        asked = any(called(kind, label) and "curvature" in vars(kind.config) for kind in variant for label in labels)
+        cells = [cell(claim, own), "–", "–"]
+        if elsewhere or own:  # else it is measured on no run
+            cells[1:] = cell(claim, elsewhere), cell(claim, variant) if asked else "–"
+        lines.append([claim.figure, claim.text, *cells])
     return results.markdown(["figure", "claim", "the paper's setting", "elsewhere", "there with uᵀGu"], lines)

@@ -290,7 +290,6 @@ def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop"), seeds=
             axis.plot(losses, [row] * seeds, "o", color=plots.COLORS["feedback" if row else "cdat"], alpha=0.7)
         axis.set_yticks(range(len(rules)), rules)
         axis.set(xscale="log", xlabel="final training loss")
-        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set_title(name, fontsize=9, loc="left")
     axes[0, 0].invert_yaxis()
     plots.finish(figure, axes, file)

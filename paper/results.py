@@ -58,15 +58,16 @@ def summary(run, target):
     history, seconds = run.history, run.facts["seconds"]
     half, rates, lam = len(history["step"]) // 2, history["learning_rate"], history["sharpness"]
     median = lambda values: np.nanmedian(values[half:]) if np.isfinite(values[half:]).any() else np.nan
-    share = lambda values: np.mean(values[np.isfinite(values)] > 0) if np.isfinite(values).any() else np.nan
+    share = lambda values: np.nan if np.isnan(values).all() else np.mean(values[~np.isnan(values)] > 0)
     there = np.flatnonzero(history["loss"] <= target)
     reach = there[0] if len(there) else np.inf
     return dict(loss_first=history["loss"][0], loss=plots.final_loss(history), reach=reach,
                 reach_seconds=reach * seconds / len(history["step"]),
-                rate_first=plots.geometric(rates[rates > 0][:10]), rate=plots.geometric(rates[-10:]),
+                rate_first=plots.geometric(rates[:10]), rate=plots.geometric(rates[-10:]),
                 sharpness_first=plots.last_measured(lam[::-1]), sharpness_half=plots.last_measured(lam[: half + 1]),
                 sharpness=plots.last_measured(lam), product=plots.geometric(plots.products(history)[half:]),
-                grad_norm_first=history["grad_norm"][0], grad_norm=np.max(history["grad_norm"]),
+                grad_norm_first=history["grad_norm"][0],
+                grad_norm=np.inf if plots.diverged(history) else history["grad_norm"].max(),
                 alignment=median(history["alignment"]), turn=median(history["turn"]),
                 gain=share(history["greedy_gain"]), positive=share(history["curvature"]),
                 test_loss=plots.last_measured(history["test_loss"]),

@@ -413,7 +413,7 @@ def test_a_residual_branch_starts_silent_and_learns_from_the_first_step():
     kinds = [(bottleneck, norm) for bottleneck in (False, True) for norm in ("none", "layer", "group")]
 
     def start(key, bottleneck, norm):
-        spec = models.resnet_block_spec(16, 4 if bottleneck else 16, bottleneck, norm, (1.0, 0.5, 0.0))
+        spec = models.resnet_block_spec(16, 4 if bottleneck else 16, bottleneck, norm, first=0.5)
         block = models.draw(spec, key)
         z, pull = jax.vjp(lambda w: models.resnet_block(w, jnp.asarray(x), 1, norm), block)
         return z, pull(z)[0]["branch"][-1]["kernel" if norm == "none" else "scale"]
