@@ -75,13 +75,14 @@ def by_curvature(name):
             for curvature, color, words in looks:
                 found = {vars(kind.config).get(name, 1): [row["loss"] for row in kind.rows] for kind in of_it
                          if vars(kind.config).get("curvature") == curvature}  # greedy has σ = 1
-                found = dict(sorted(found.items()))
-                shown = np.minimum([*found.values()], start)  # a row a value
+                values = sorted(found)
+                shown = [np.minimum(found[value], start) for value in values]
                 x = np.arange(len(shown)) + (0.1 if curvature == "gauss-newton" else -0.1)
-                axis.plot(x, np.median(shown, axis=1), color=color, linewidth=1, label=words)
-                axis.plot(x, np.where(shown < start, shown, np.nan), "o", color=color, markersize=4)
-                axis.plot(x, np.where(shown < start, np.nan, shown), "x", color=color, markersize=5)
-            axis.set_xticks(range(len(found)), [f"{value:g}" for value in found], rotation=45)
+                axis.plot(x, [np.median(losses) for losses in shown], color=color, linewidth=1, label=words)
+                for at, losses in zip(x, shown):
+                    for loss in losses:
+                        axis.plot(at, loss, "o" if loss < start else "x", color=color, markersize=4)
+            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values], rotation=45)
             axis.set(yscale="log", xlabel=plots.NAMES.get(name, name))
             axis.set_title(what.replace(", ", "\n", 1), fontsize=9, loc="left")
         plots.finish(figure, axes, file)
@@ -114,13 +115,14 @@ def width_and_depth(kinds, file):
     plots.finish(figure, axes, file)
 
 
-def against(other):
+def against(other, searched=results.SEARCHED):
     """The final loss of each run over the median one of the runs called `other`, setting by setting."""
 
     def draw(kinds, file):
         settings = list(dict.fromkeys(kind.setting for kind in kinds))
-        named = [(kind.label.split(",")[0] if kind.config.tuner == "cdat" else kind.config.tuner, kind)
-                 for kind in results.tuned(kinds)]  # fmt: skip
+        named = [(kind.config.tuner.replace("cdat", "CDAT"), kind) for kind in results.tuned(kinds, searched)]
+        named = [(kind.label.split(",")[0] if name == "CDAT" and "cdat" not in searched else name, kind)
+                 for name, kind in named]  # fmt: skip
         names = list(dict.fromkeys(name for name, _ in named))
         base = {kind.setting: results.median(kind, "loss") for name, kind in named if name == other}
         figure, axis = drawings.subplots(figsize=(11, 4.2))

@@ -222,7 +222,7 @@ EXPERIMENTS = {
          Claim("7", "averages are essential: the best σ with β = 0.9 ends below the best without", averages_help,
                ("CDAT",), ["layer, momentum"])], chart=True),
     "fig8": Experiment(
-        "15 min", stochastic, drawings.panels("loss", searched=(*results.SEARCHED, "cdat")),
+        "15 min", stochastic, charts.against("constant", searched=(*results.SEARCHED, "cdat")),
         [Claim("8, 20", "momentum: CDAT may beat the constant rate, on large batches above all", below,
                ("CDAT", "constant"), ["layer, momentum"], only=dict(optimizer="momentum")),
          Claim("8, 20", "momentum: on par with the schedules or worse (ours: at most 5 % below)", below,
@@ -231,7 +231,7 @@ EXPERIMENTS = {
                ["layer, adam"], only=dict(optimizer="adam")),
          Claim("8, 21", "Adam: and with the schedules", below, ("schedule", "CDAT", 1.05), ["layer, adam"],
                only=dict(optimizer="adam"))],
-        about="Figures 8, 20 and 21, with momentum and with Adam"),
+        about="Figures 8, 20 and 21, with momentum and with Adam", chart=True),
     "fig9": Experiment(
         "1 min", NO_RUNS, drawings.figure_9,
         [Claim("9", "simplified model: σ = 2 holds λ (ours: within 5 %) and y near 0", model_of_figure_9),

@@ -113,11 +113,11 @@ def median(kind, column):
 SEARCHED = ("constant", "schedule", "linesearch", "polyak", "hypergradient")
 
 
-def tuned(kinds):
+def tuned(kinds, searched=SEARCHED):
     """The kinds less those of a searched tuner that another of its kinds in the same setting beats."""
     best = {}
     for kind in sorted(kinds, key=lambda kind: -median(kind, "loss")):  # the best comes last and stays
-        if kind.config.tuner in SEARCHED:
+        if kind.config.tuner in searched:
             best[kind.setting, kind.config.tuner] = kind
     return [kind for kind in kinds if best.get((kind.setting, kind.config.tuner), kind) is kind]
 
