@@ -43,7 +43,7 @@ def heat(x, y, split):
             start = start_of(cells.values())
             blown_up = ~(table < start)
             table[blown_up] = np.nan
-            image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=-2, vmax=0.6)
+            image = axis.imshow(np.log10(table), cmap="viridis_r", aspect="auto", vmin=-2.5, vmax=0.6)
             for row in np.flatnonzero(~blown_up.all(axis=1)):
                 best = np.nanargmin(table[row])
                 axis.add_patch(Rectangle((best - 0.5, row - 0.5), 1, 1, fill=False, color=drawings.ORANGE, linewidth=2))
@@ -54,8 +54,9 @@ def heat(x, y, split):
             axis.set_yticks(range(len(ys)), names)
             axis.set(xlabel=plots.NAMES.get(x, x), ylabel=plots.NAMES.get(y, y))
             axis.set_title(title, fontsize=9, loc="left")
-        figure.colorbar(image, ax=axes[:, -1].tolist(), label="log₁₀ final training loss")
-        plots.finish(figure, axes.flat[: len(panels)], file)
+        shown = axes.flat[: len(panels)].tolist()
+        figure.colorbar(image, ax=shown, label="log₁₀ final training loss")
+        plots.finish(figure, shown, file)
 
     return draw
 

@@ -77,6 +77,21 @@ def panels(*quantities, searched=results.SEARCHED, apart=("sigma",)):
     return draw
 
 
+def edges(runs, file):
+    """Loss, sharpness and ηλ of constant rates, of a lower one, and of those that are entered by a warm-up."""
+    highest, named = {}, []  # constant rate by setting
+    for settings, *_ in runs:
+        if settings["tuner"] == "constant":
+            setting = plots.setting_of(settings)
+            highest[setting] = max(highest.get(setting, 0), settings["lr"])
+    for run in runs:
+        lower = run.settings["lr"] < highest[plots.setting_of(run.settings)]
+        name = "a lower constant rate" if lower else "a constant rate"
+        name = "entered by a warm-up" if run.settings["tuner"] == "schedule" else name
+        named.append(run._replace(settings=run.settings | {"name": name}))
+    plots.draw(named, file, ("loss", "sharpness", "product"))
+
+
 def at_equal_loss(runs, file):
     """Test loss and accuracy against training loss, so that runs are compared where they fit equally well."""
     figure, axes = subplots(1, 2, figsize=(9, 3.4))

@@ -144,7 +144,7 @@ EXPERIMENTS = {
                                   dict(tuner="constant", lr=1e-4, optimizer="rmsprop"),
                                   dict(tuner="constant", lr=0.05, optimizer="momentum"),
                                   WARM | dict(lr=1.0, optimizer="momentum")),
-        drawings.panels("loss", "sharpness", "product", searched=(), apart=("lr", "warmup")),
+        drawings.edges,
         about="a constant rate ends with ηλ at the edge of its optimizer: 2, and 3.8 for momentum"),
     "tanh": Experiment(
         "6 min", lambda scale: on(["tanh"], scale, CONSTANT, LINESEARCH, GREEDY, SIGMAS),
