@@ -273,7 +273,7 @@ def panel(axis, quantity, runs):
         for value in edges:
             axis.axhline(value, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
             axis.annotate(f"edge {value:g}", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                          fontsize=8, color="#D55E00")  # fmt: skip
+                          fontsize=8, color="#D55E00", bbox=dict(color="white", alpha=0.8, pad=1))  # fmt: skip
     top = axis.get_ylim()[1]
     for drawn in list(axis.lines):  # where a line leaves the panel for good
         x, y = drawn.get_data()

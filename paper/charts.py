@@ -84,8 +84,11 @@ def by_curvature(name):
                     for loss in losses:
                         axis.plot(at, loss, "o" if loss < start else "x", color=color, markersize=4)
             axis.set_xticks(range(len(values)), [f"{value:g}" for value in values], rotation=45)
-            axis.set(yscale="log", xlabel=plots.NAMES.get(name, name))
+            axis.set(yscale="log", xlabel={"sigma": "σ", "every": "steps between two curvatures"}[name])
             axis.set_title(what.replace(", ", "\n", 1), fontsize=9, loc="left")
+            axis.plot([], [], "x", color=drawings.GREY, label="ended above its start")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("final training loss")
         plots.finish(figure, axes, file)
 
     return draw
@@ -136,7 +139,7 @@ def against(other, searched=results.SEARCHED):
                 axis.plot(x, ratio, "x" if ratio in (1 / 30, 30) else "o", color=color, label=name, markersize=4)
         axis.axhline(1, color=drawings.GREY, linewidth=0.8, zorder=0)
         axis.set(yscale="log", ylim=(1 / 40, 40), xlim=(-0.6, len(settings) - 0.4))
-        axis.set_ylabel(f"final loss over that of {other}\n(crosses: 30 times and beyond)", fontsize=9)
+        axis.set_ylabel(f"final loss over that of {other}\n(crosses: beyond 30 times either way)", fontsize=9)
         axis.set_xticks(range(len(settings)), [setting.replace(", ", "\n") for setting in settings])
         for x in range(1, len(settings)):
             axis.axvline(x - 0.5, color="#DDDDDD", linewidth=0.8, zorder=0)

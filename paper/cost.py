@@ -200,7 +200,8 @@ def draw_ratios(ratios, file):
     for axis, table, title in zip(axes, ratios, ("FLOPs", "time", "memory")):
         axis.imshow(np.log2(table), cmap="Oranges", vmin=-0.5, vmax=4, aspect="auto")
         for (row, column), ratio in np.ndenumerate(table):
-            axis.text(column, row, f"{ratio:.1f}", ha="center", va="center", fontsize=8)
+            axis.text(column, row, f"{ratio:.1f}", ha="center", va="center", fontsize=8,
+                      color="white" if ratio > 6 else "black")  # fmt: skip
         axis.set_xticks(range(len(FAMILIES)), FAMILIES, rotation=45, ha="right")
         axis.set_yticks(range(len(KINDS)), KINDS)
         axis.set_title(f"{title} of a step, in constant-rate steps", fontsize=9, loc="left")

@@ -62,6 +62,9 @@ def tuned(runs, searched=results.SEARCHED, apart=("sigma",)):
                 name = tuner.replace("cdat", "CDAT") if tuner in searched else name.split(",")[0]
             if name == "CDAT σ = 1":
                 tuner = name = "greedy"
+            if "gauss-newton" in name:
+                tuner, name = "CDAT, uᵀGu", name.replace("curvature gauss-newton", "uᵀGu")
+            name = name.replace("lr max 1", "η ≤ 1")
             kept.append(run._replace(settings=run.settings | {"name": name, "tuner": tuner}))
     return kept
 

@@ -75,8 +75,8 @@ def rates(first, count):
 GRIDS = {  # the constant rates, chosen to bracket the best
     "resnet": rates(0.08, 4), "mixer": rates(0.16, 4), "mixer, momentum": rates(0.02, 4), "nanolm": rates(8e-4, 3),
     "vit": rates(3.2e-4, 4), "vit, adam": rates(0.004, 4), "linear": rates(5e-4, 4), "mlp": rates(0.0025, 4),
-    "mnist": rates(0.025, 5), "layer": rates(0.05, 4), "layer, momentum": rates(0.00625, 4),
-    "layer, adam": rates(5e-4, 4), "digits": rates(0.025, 4), "digits, momentum": rates(0.0125, 4),
+    "mnist": rates(0.025, 5), "layer": rates(0.05, 4), "layer, momentum": rates(0.00625, 5),
+    "layer, adam": rates(5e-4, 5), "digits": rates(0.025, 4), "digits, momentum": rates(0.0125, 4),
     "digits, adam": rates(1e-3, 4), "tanh": rates(0.05, 3), "fixup": rates(0.04, 4), "batches": rates(0.05, 4),
     "batches, momentum": rates(0.016, 4), "batches, adam": rates(0.002, 4), "rmsprop": rates(1e-4, 5),
     "cnn": rates(0.08, 4), "rnn": rates(0.16, 4), "resnet34": rates(0.02, 5), "wide": rates(0.01, 4),
