@@ -97,9 +97,12 @@ def tiny(tmp_path, monkeypatch):
     claim = Claim("1", "a", claims.below, ("CDAT σ = 2", "constant"), ["digits"])
     monkeypatch.setattr(paper, "FIGURES", tmp_path)
     monkeypatch.setattr(paper, "RESULTS", tmp_path / "results.csv")
-    for name in list(EXPERIMENTS):
-        monkeypatch.delitem(EXPERIMENTS, name)
-    monkeypatch.setitem(EXPERIMENTS, "tiny", Experiment("0 min", runs, plots.draw, [claim]))
+    others = dict(EXPERIMENTS)
+    EXPERIMENTS.clear()
+    EXPERIMENTS["tiny"] = Experiment("0 min", runs, plots.draw, [claim])
+    yield
+    EXPERIMENTS.clear()
+    EXPERIMENTS.update(others)  # in their order
 
 
 def test_an_experiment_leaves_a_row_a_run_and_replaces_those_of_as_many_steps(tiny, tmp_path, monkeypatch, capsys):
@@ -117,7 +120,7 @@ def test_an_experiment_leaves_a_row_a_run_and_replaces_those_of_as_many_steps(ti
         assert row["reach"] == 0  # the target is above the first loss
     assert "| CDAT σ = 2 |" in capsys.readouterr().out
     shorter = EXPERIMENTS["tiny"]._replace(runs=lambda scale: [dict(samples=32, width=4, depth=1, steps=3)])
-    monkeypatch.setitem(EXPERIMENTS, "tiny", shorter)
+    EXPERIMENTS["tiny"] = shorter
     paper.main(["tiny", "--out", str(tmp_path / "others")])
     assert len(results.read(paper.RESULTS)) == 5 and results.read(paper.RESULTS).items() >= rows.items()
     whole = paper.RESULTS.read_bytes()
@@ -142,7 +145,7 @@ def test_a_verdict_holds_in_all_settings_in_some_or_in_none_the_papers_apart_fro
     assert "| **fails**: mlp inf / 4 | – | – |" in paper.verdicts()
     both = Claim("1", "a", lambda kinds: [("a, x", "1", True), ("a, y", "2", False)] if kinds else [])
     excepted = both._replace(but=("a, y",))
-    monkeypatch.setitem(EXPERIMENTS, "tiny", EXPERIMENTS["tiny"]._replace(claims=[both, excepted]))
+    EXPERIMENTS["tiny"] = EXPERIMENTS["tiny"]._replace(claims=[both, excepted])
     assert "| – | **1 of 2**: a, x 1; a, y 2 | – |" in paper.verdicts()
     assert "| – | **holds**: a, x 1; a, y 2 | – |" in paper.verdicts()
 
@@ -188,12 +191,12 @@ def test_a_matrix_counts_wins_and_losses_and_what_blew_up(tiny):
 
 def test_both_curvatures_stand_side_by_side_and_a_claim_is_measured_with_each(tiny, monkeypatch):
     runs = lambda scale: [dict(tuner=["constant", "cdat"], seed=[0, 1], curvature=["hessian", "gauss-newton"], steps=6)]
-    monkeypatch.setitem(EXPERIMENTS, "tiny", EXPERIMENTS["tiny"]._replace(runs=runs))
+    EXPERIMENTS["tiny"] = EXPERIMENTS["tiny"]._replace(runs=runs)
     write([3, 5, 2, 1, 11, 2])  # of CDAT: both curvatures with the first seed, then with the second
     assert "| mlp, digits | 4 | 6.5× → 1.5 |" in results.pairs(paper.kinds("tiny"), "sigma")
     assert "| **fails**: mlp 6.5 / 4 | – | **holds**: mlp 1.5 / 4 |" in paper.verdicts()
     of_hessian = EXPERIMENTS["tiny"].claims[0]._replace(only=dict(curvature="hessian"))
-    monkeypatch.setitem(EXPERIMENTS, "tiny", EXPERIMENTS["tiny"]._replace(claims=[of_hessian]))
+    EXPERIMENTS["tiny"] = EXPERIMENTS["tiny"]._replace(claims=[of_hessian])
     assert "| **fails**: mlp 6.5 / 4 | – | – |" in paper.verdicts()
 
 
@@ -209,7 +212,7 @@ MEASURED = [  # what measures a claim, its arguments, kinds of runs, what it say
     (claims.within, ("CDAT σ = 2", "turn", -1, -0.5), [kind("CDAT σ = 2", turn=[-0.9, -0.2, -0.6])], "-0.6", True),
     (claims.always, ("greedy", "positive"), [kind("greedy", positive=[1, 1, 1])], "1", True),
     (claims.always, ("greedy", "positive"), [kind("greedy", positive=[1, 0.9, 1])], "0.9", False),
-    (claims.within, ("greedy", "turn", -1, 1), [kind("greedy", turn=[0, np.nan, 0])], "nan", False),  # one has diverged
+    (claims.within, ("greedy", "turn", -1, 1), [kind("greedy", turn=[0, np.nan, 0])], "nan", False),
     (claims.within, ("CDAT σ = 2", "turn", 0, 1), [kind("CDAT σ = 2, beta 0.9", turn=-1, loss=2),
                                                    kind("CDAT σ = 2", turn=1)], "1", True),  # of the one that ends lower
     (claims.ratio, ("greedy", "rate", 0, 1), [kind("greedy", rate=1, rate_first=4)], "× 0.25", True),
