@@ -331,9 +331,9 @@ EXPERIMENTS = {
                ["vit, adam"], only=dict(optimizer="adam"))],
         about="do the moving averages help where CDAT blows up, and what do they cost elsewhere?"),
     "capped": Experiment(
-        "6 min", lambda scale: on(["resnet"], scale, CONSTANT, CDAT | BOTH, CDAT | BOTH | dict(lr_max=1.0)),
+        "9 min", lambda scale: on(["resnet", "mixer"], scale, CONSTANT, CDAT | BOTH, CDAT | BOTH | dict(lr_max=1.0)),
         drawings.panels("loss", "learning_rate", apart=("curvature", "lr_max")),
-        about="ours: on a plateau the curvature along u is next to nothing; does a largest rate of 1 mend that?"),
+        about="ours: on a plateau, and at the end, the curvature vanishes; does a largest rate of 1 mend that?"),
     "steep": Experiment(
         "2 min", NO_RUNS, drawings.steep,
         about="ours: of which eigenvectors does u consist at the edge, and what does the logged alignment see of it?"),

@@ -214,7 +214,7 @@ MEASURED = [  # what measures a claim, its arguments, kinds of runs, what it say
     (claims.always, ("greedy", "positive"), [kind("greedy", positive=[1, 0.9, 1])], "0.9", False),
     (claims.within, ("greedy", "turn", -1, 1), [kind("greedy", turn=[0, np.nan, 0])], "nan", False),
     (claims.within, ("CDAT σ = 2", "turn", 0, 1), [kind("CDAT σ = 2, beta 0.9", turn=-1, loss=2),
-                                                   kind("CDAT σ = 2", turn=1)], "1", True),  # of the one that ends lower
+                                                   kind("CDAT σ = 2", turn=1)], "1", True),  # of the lower one
     (claims.ratio, ("greedy", "rate", 0, 1), [kind("greedy", rate=1, rate_first=4)], "× 0.25", True),
     (claims.ratio, ("greedy", "sharpness", 1, 9, "half"), [kind("greedy", sharpness=1, sharpness_half=2)], "× 0.5",
      False),
