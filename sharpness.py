@@ -153,6 +153,9 @@ def lobpcg(matvec, v, tol=1e-3, max_iters=1000):
         small = np.asarray(matmul(basis, products.T), np.float64)  # H in that basis, 3 × 3
         rows = best_rows(small).astype(v.dtype)  # v and its move, in that basis
         basis, products = matmul(rows, basis), matmul(rows, products)  # H is linear: no new product
+    if residual > tol * abs(value) and iterations < max_iters:  # rounding has grown in what was combined: v anew
+        basis = basis[:1] / jnp.linalg.norm(basis[0])
+        value, residual, *_ = residual_of(basis, product(basis[0])[None])
     converged = bool(residual <= tol * abs(value))
     return Eigenpair(float(value), unravel(basis[0]), iterations, float(residual), converged)
 
