@@ -305,7 +305,7 @@ def line(axis, quantity, runs, style, band=True):
             axis.plot(history["step"][shown][-1], end, "x", color=style["color"], markersize=7, markeredgewidth=1.5)
     size = max(1, len(steps) // 100)
     spans = np.array_split(np.arange(len(steps)), max(1, len(steps) // size))
-    mean = geometric if quantity in (*LOG, "product") else lambda values: values[np.isfinite(values)].mean()
+    mean = geometric if quantity in (*LOG, "product") else np.nanmean
     table = np.array([[mean(row[span]) if np.isfinite(row[span]).any() else np.nan for span in spans] for row in table])
     steps = np.array([steps[span[0]] if len(span) else np.nan for span in spans])
     there = np.isfinite(table).sum(0) > len(runs) / 2

@@ -28,7 +28,7 @@ def best(kinds, label):
     for kind in sorted(kinds, key=lambda kind: -results.median(kind, "loss")):  # the best comes last and stays
         if called(kind, label):
             found[kind.setting] = kind
-    return found
+    return {kind.setting: found[kind.setting] for kind in kinds if kind.setting in found}  # in the order of the runs
 
 
 def by_setting(kinds, label, column="loss"):
@@ -141,11 +141,11 @@ def best_sigmas(kinds):
 def sweep(kinds, word):
     """Figure 18: the kinds by the values of what varies, all else as usual."""
     varied = ("samples", "width", "depth", "weight_decay")
-    settings = [{name: vars(kind.config)[name] for name in varied} for kind in kinds]
-    values = {name: [setting[name] for setting in settings] for name in varied}
+    trained = [{name: vars(kind.config)[name] for name in varied} for kind in kinds]
+    values = {name: [of_kind[name] for of_kind in trained] for name in varied}
     usual = {name: max(of_name, key=of_name.count) for name, of_name in values.items() if of_name}
-    return {value: [kind for kind, setting in zip(kinds, settings) if setting == usual | {word: value}]
-            for value in sorted({setting[word] for setting in settings})}  # fmt: skip
+    return {value: [kind for kind, of_kind in zip(kinds, trained) if of_kind == usual | {word: value}]
+            for value in sorted({of_kind[word] for of_kind in trained})}  # fmt: skip
 
 
 def gains(kinds, word, grows=True):

@@ -1,6 +1,6 @@
 """How the paper's figures are drawn, where lines over steps are not enough, and close-ups of a few steps.
 
-What this file teaches: to compare tuners by what they end with, each at its best setting, and to look inside a run.
+What this file teaches: to compare tuners over their steps, each at its best setting, and to look inside a run.
 A drawing is a function draw(runs, file) of plots.Run, whose setting "run" names a run but for its seed and whose
 setting "name" is what tables call it. The close-ups take no runs: what they show is in no log, so they train by
 themselves. Read next: theory.py, whose model the first close-up tests.

@@ -128,7 +128,7 @@ DIGITS = ["digits, momentum", "rmsprop", "digits, adam"]
 TEN = ["mlp", "fixup", "mixer", "nanolm", "vit", "digits", "tanh", *DIGITS]
 NO_RUNS = lambda scale: []  # what such an experiment shows is in no log
 VARIANT = dict(curvature="gauss-newton")
-COSINE = dict(tuner="schedule", warmup=0.1, decay="cosine", lr=lambda grid: [grid[1], 2 * grid[1], 4 * grid[1]])
+COSINE = SCHEDULES | dict(decay="cosine")
 RESNET, FOUR = ["resnet", "resnet34"], [*EDGE, "resnet34"]
 CLASSIC, FIVE = "fig1 classical tanh resnet34", "fig5 curvatures resnet34"  # the experiments with such runs
 SIGMA_1, UHU = ("greedy", "CDAT σ = 1"), dict(curvature="hessian")

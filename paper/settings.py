@@ -79,7 +79,7 @@ GRIDS = {  # the constant rates, chosen to bracket the best
     "layer, adam": rates(5e-4, 5), "digits": rates(0.025, 4), "digits, momentum": rates(0.0125, 4),
     "digits, adam": rates(1e-3, 4), "tanh": rates(0.05, 3), "fixup": rates(0.04, 4), "batches": rates(0.05, 4),
     "batches, momentum": rates(0.016, 4), "batches, adam": rates(0.002, 4), "rmsprop": rates(1e-4, 5),
-    "cnn": rates(0.08, 4), "rnn": rates(0.16, 4), "resnet34": rates(0.02, 5), "wide": rates(0.01, 4),
+    "cnn": rates(0.08, 4), "rnn": rates(0.16, 4), "resnet34": rates(0.02, 5),
 }  # fmt: skip
 PAPER_GRIDS = GRIDS | {
     "resnet": rates(5e-4, 9), "mixer": rates(5e-4, 9), "mixer, momentum": rates(2e-2, 8), "nanolm": rates(5e-4, 9),
