@@ -302,6 +302,7 @@ RANGES = {  # by flag: the least number, the largest, and what else it may be; t
 MATMUL_PRECISION = jax.config.jax_default_matmul_precision or "float32"
 
 
+@functools.cache  # the tables of paper/ ask for it some million times
 def options_of(factory):
     """The options of a factory: the parameters of its signature, by name."""
     return {name: option for name, option in inspect.signature(factory).parameters.items() if name not in KNOWN}

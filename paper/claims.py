@@ -218,7 +218,7 @@ def order(claim):
 def verdicts(experiments, kinds):
     """The verdicts on the claims of experiments, in Markdown; kinds(name) lists the kinds of runs of one."""
     claims = [(claim, (claim.on or name).split()) for name, its in experiments.items() for claim in its.claims]
-    found = {name: kinds(name) for _, names in claims for name in names}
+    found = {name: kinds(name) for name in dict.fromkeys(name for _, names in claims for name in names)}
     lines = []
     for claim, names in sorted(claims, key=lambda pair: order(pair[0])):
         own, elsewhere, variant = [], [], []
