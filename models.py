@@ -18,7 +18,7 @@ Read next: data.py, which has what they are trained on.
 import math
 from functools import partial
 from itertools import accumulate
-from typing import Callable, Literal, NamedTuple
+from typing import Callable, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -55,14 +55,18 @@ def draw(spec, key):
     return tree.unflatten(arrays)
 
 
-def check(model, axes, shape, **sizes):
-    """ValueError unless samples have so many axes, sizes are whole and positive, and patches make up the image."""
+def check(factory, axes, shape, **options):
+    """ValueError unless samples have so many axes, options are words of the signature or sizes, and patches fit."""
+    model = factory.__name__
     sample = {3: "images (height, width, channels)", 1: "text (characters,)"}[axes]
     require(len(shape) == axes, f"{model} reads {sample}, not samples of shape {shape}")
-    for name, size in sizes.items():
-        require(size >= 1 and size % 1 == 0, f"{model}: {name} must be 1, 2, 3, ..., not {size}")
-    patch = sizes.get("patch", 1)
-    fits = patch == 1 or shape[0] % patch == shape[1] % patch == 0
+    for name, value in options.items():
+        words = get_args(factory.__annotations__.get(name))  # of a Literal; none for a size
+        allowed = f"one of {[*words]}" if words else "1, 2, 3, ..."
+        fits = value in words if words else value >= 1 and value % 1 == 0
+        require(fits, f"{model}: {name} must be {allowed}, not {value!r}")
+    patch = options.get("patch", 1)
+    fits = all(side % patch == 0 for side in shape[:2])
     require(fits, f"{model}: patch must divide height and width {shape[:2]}, not be {patch}")
 
 
@@ -178,7 +182,7 @@ def linear(shape, classes):
     >>> model.apply(model.init(jax.random.key(0)), jnp.ones((5, 8, 8, 1))).shape
     (5, 10)
     """
-    check("linear", 3, shape, classes=classes)
+    check(linear, 3, shape, classes=classes)
     spec = dense_spec(math.prod(shape), classes)
     return Model(partial(draw, spec), lambda w, x: dense(w, x.reshape(len(x), -1)))
 
@@ -194,10 +198,8 @@ def mlp(shape, classes, width=128, depth=3, activation: Literal["relu", "tanh"] 
     >>> sum(leaf.size for leaf in jax.tree.leaves(w))
     42634
     """
-    check("mlp", 3, shape, classes=classes, width=width, depth=depth)
-    acts = {"relu": (jax.nn.relu, 2.0), "tanh": (jnp.tanh, 1.0)}  # with the gain of dense_spec
-    require(activation in acts, f"mlp: activation must be one of {[*acts]}, not {activation!r}")
-    act, gain = acts[activation]
+    check(mlp, 3, shape, classes=classes, width=width, depth=depth, activation=activation)
+    act, gain = {"relu": (jax.nn.relu, 2.0), "tanh": (jnp.tanh, 1.0)}[activation]  # with the gain of dense_spec
     spec = layers_spec([math.prod(shape), *depth * [width], classes], gain)
     return Model(partial(draw, spec), lambda w, x: layers(w, x.reshape(len(x), -1), act))
 
@@ -208,7 +210,7 @@ def cnn(shape, classes, width=16, depth=3):
     width: channels of the first stage, doubled in each later one
     depth: convolutions
     """
-    check("cnn", 3, shape, classes=classes, width=width, depth=depth)
+    check(cnn, 3, shape, classes=classes, width=width, depth=depth)
     sizes = [shape[2]] + [width * 2**i for i in range(depth)]
     convs = [{**conv_spec(3, m, n), "bias": Normal((n,))} for m, n in zip(sizes, sizes[1:])]
 
@@ -228,7 +230,7 @@ def rnn(shape, classes, width=128):
 
     width: units of a hidden layer
     """
-    check("rnn", 1, shape, classes=classes, width=width)
+    check(rnn, 1, shape, classes=classes, width=width)
     embed = Normal((classes, width), 1 / width)
     spec = {"embed": embed, "recur": dense_spec(width, width), "head": dense_spec(width, classes)}
 
@@ -282,13 +284,10 @@ def resnet(shape, classes, width=16, depth=10, norm: Literal["none", "layer", "g
     Silent branches make any depth start shallow: the last scale of a norm is zero (Goyal et al. 2017), or else the last
     kernel, and the m - 1 others are scaled by blocks^(-1 / (2m - 2)) (Fixup, Zhang et al. 2019; without its scalars).
     """
-    check("resnet", 3, shape, classes=classes, width=width)
+    check(resnet, 3, shape, classes=classes, width=width, norm=norm, stem=stem, start=start, shortcut=shortcut)
     stages = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+    require(depth in stages, f"resnet: depth must be one of {[*stages]}, not {depth}")
     stems = {"small": (3, 1), "imagenet": (7, 2)}  # kernel size and stride
-    starts, shortcuts = ("fixup", "lecun"), ("identity", "projection")
-    for name, value, of in (("depth", depth, stages), ("norm", norm, NORMS), ("stem", stem, stems),
-                            ("start", start, starts), ("shortcut", shortcut, shortcuts)):  # fmt: skip
-        require(value in of, f"resnet: {name} must be one of {[*of]}, not {value!r}")
     bottleneck, blocks = depth == 50, sum(stages[depth])
     if start == "lecun":
         gain_1 = math.sqrt(1 / 2) if norm == "none" else 1.0  # in place of 2; under a norm it does not matter
@@ -338,7 +337,7 @@ def mixer(shape, classes, width=64, depth=2, patch=4):
     depth: blocks
     patch: side of a patch
     """
-    check("mixer", 3, shape, classes=classes, width=width, depth=depth, patch=patch)
+    check(mixer, 3, shape, classes=classes, width=width, depth=depth, patch=patch)
     tokens = shape[0] * shape[1] // patch**2
     spec = stack_spec(depth, width, classes, layers_spec([tokens, math.ceil(width / 2), tokens]))
     spec["embed"] = dense_spec(patch * patch * shape[2], width)
@@ -361,7 +360,7 @@ def vit(shape, classes, width=64, depth=2, patch=4, heads=4):
     patch: side of a patch
     heads: heads of an attention
     """
-    check("vit", 3, shape, classes=classes, width=width, depth=depth, patch=patch, heads=heads)
+    check(vit, 3, shape, classes=classes, width=width, depth=depth, patch=patch, heads=heads)
     require(width % heads == 0, f"vit: heads must divide the width {width}, not be {heads}")
     tokens = 1 + shape[0] * shape[1] // patch**2
     spec = {
@@ -389,7 +388,7 @@ def transformer(shape, classes, width=64, depth=2, heads=4, attention_width=0):
     attention_width: channels of all heads of an attention together; 0 = as many as the width
     """
     inner = attention_width or width
-    check("transformer", 1, shape, classes=classes, width=width, depth=depth, heads=heads, attention_width=inner)
+    check(transformer, 1, shape, classes=classes, width=width, depth=depth, heads=heads, attention_width=inner)
     require(inner % heads == 0, f"transformer: heads must divide the width {inner}, not be {heads}")
     spec = {
         "embed": Normal((classes, width), 1 / width),
