@@ -120,12 +120,12 @@ def group_norm(w, x):
 NORMS = {"none": lambda w, x: x, "layer": layer_norm, "group": group_norm}
 
 
-def conv_spec(size, c_in, c_out, norm="none", scale=1.0):
-    """A kernel and its norm; what comes out starts multiplied by `scale`. No bias of its own."""
-    kernel = Normal((size, size, c_in, c_out), 2 / (size * size * c_in))  # gain 2, for relu
+def conv_spec(size, c_in, c_out, gain=2.0, norm="none"):
+    """A kernel and its norm, no bias of its own. A norm undoes a kernel's gain; for gain 0 it starts at 0 itself."""
+    shape, fan_in = (size, size, c_in, c_out), size * size * c_in
     if norm == "none":
-        return {"kernel": kernel._replace(variance=scale**2 * kernel.variance)}
-    return {"kernel": kernel, **norm_spec(c_out, scale)}
+        return {"kernel": Normal(shape, gain / fan_in)}
+    return {"kernel": Normal(shape, 2 / fan_in), **norm_spec(c_out, scale=1.0 if gain else 0.0)}
 
 
 def conv(w, x, stride=1, norm="none"):
@@ -247,15 +247,16 @@ def rnn(shape, classes, width=128):
     return Model(partial(draw, spec), apply)
 
 
-def resnet_block_spec(c_in, c, bottleneck, norm, shortcut="identity", plain=1.0, first=1.0, last=0.0):
-    """Convolutions start multiplied by `plain` in the shortcut, by `first` and at the end by `last` in the branch."""
-    plan = [(1, c_in, c), (3, c, c), (1, c, 4 * c)] if bottleneck else [(3, c_in, c), (3, c, c)]
-    scales = [first] * (len(plan) - 1) + [last]
-    branch = [conv_spec(*sizes, norm, scale) for sizes, scale in zip(plan, scales)]  # size, channels in, channels out
-    c_out = plan[-1][2]
+def resnet_block_spec(c_in, c, bottleneck, norm, shortcut="identity", plain=2.0, first=2.0, last=0.0):
+    """The gains are `plain` in the shortcut, `first` and at the end `last` in the branch."""
+    convs = [(3, c_in, c, first), (3, c, c, last)]  # size, channels in, channels out, gain
+    if bottleneck:
+        convs = [(1, c_in, c, first), (3, c, c, first), (1, c, 4 * c, last)]
+    branch = [conv_spec(*numbers, norm) for numbers in convs]
+    c_out = 4 * c if bottleneck else c
     if c_in == c_out and shortcut == "identity":
         return {"branch": branch}
-    return {"branch": branch, "shortcut": conv_spec(1, c_in, c_out, norm, plain)}
+    return {"branch": branch, "shortcut": conv_spec(1, c_in, c_out, plain, norm)}
 
 
 def resnet_block(w, x, stride, norm):
@@ -289,18 +290,15 @@ def resnet(shape, classes, width=16, depth=10, norm: Literal["none", "layer", "g
     require(depth in stages, f"resnet: depth must be one of {[*stages]}, not {depth}")
     stems = {"small": (3, 1), "imagenet": (7, 2)}  # kernel size and stride
     bottleneck, blocks = depth == 50, sum(stages[depth])
-    if start == "lecun":
-        gain_1 = math.sqrt(1 / 2) if norm == "none" else 1.0  # in place of 2; under a norm it does not matter
-        scales = dict(plain=gain_1, first=gain_1, last=gain_1)
-    else:
-        fixup = blocks ** (-1 / 4 if bottleneck else -1 / 2) if norm == "none" else 1.0
-        scales = dict(plain=1.0, first=fixup, last=0.0)
+    gains = {"plain": 1.0, "first": 1.0, "last": 1.0}
+    if start == "fixup":  # whose factor is squared here: a gain is one of variances
+        gains = {"plain": 2.0, "first": 2 * blocks ** (-1 / 2 if bottleneck else -1), "last": 0.0}
     inner = [width * 2**stage for stage, n in enumerate(stages[depth]) for _ in range(n)]
     outer = [width] + [4 * c if bottleneck else c for c in inner]  # channels between blocks
     strides = [2 if now > before else 1 for before, now in zip(inner[:1] + inner, inner)]
     spec = {
-        "stem": conv_spec(stems[stem][0], shape[2], width, norm, scales["plain"]),
-        "blocks": [resnet_block_spec(a, c, bottleneck, norm, shortcut, **scales) for a, c in zip(outer, inner)],
+        "stem": conv_spec(stems[stem][0], shape[2], width, gains["plain"], norm),
+        "blocks": [resnet_block_spec(a, c, bottleneck, norm, shortcut, **gains) for a, c in zip(outer, inner)],
         "head": dense_spec(outer[-1], classes),
     }
 
