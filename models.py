@@ -9,15 +9,12 @@ rnn; PRESETS has the paper's sizes. No dropout anywhere.
     text     x (batch, characters), int                            z (batch, characters, classes)
 
 A factory takes the shape of one sample, the number of classes (for text, of characters) and options, each with a line
-in its docstring that is also its flag's help; it writes a spec, the shape and the start of every array of w, and
-`apply`.
-Copying: this file needs JAX alone; for one network take all above "Networks" and what it calls.
-Read next: data.py, which has what they are trained on.
+in its docstring that is also its flag's help. It writes `apply` and a spec: shape and start of every array of w.
+Copying: this file needs JAX alone; for one network take all above "Networks" and what it calls. Read next: data.py.
 """
 
 import math
 from functools import partial
-from itertools import accumulate
 from typing import Callable, Literal, NamedTuple, get_args
 
 import jax
@@ -48,9 +45,9 @@ def require(ok, message):
 def draw(spec, key):
     """w, an array for each Normal in the pytree `spec`; one long draw, cut up, compiles fastest."""
     leaves, tree = jax.tree.flatten(spec, is_leaf=lambda leaf: isinstance(leaf, Normal))
-    ends = list(accumulate(math.prod(n.shape) for n in leaves))
-    require(ends[-1] <= 2**31, f"{ends[-1]:.1g} parameters are too many; lower --width or --depth")
-    noise = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
+    sizes = [math.prod(n.shape) for n in leaves]
+    require(sum(sizes) <= 2**31, f"{sum(sizes):.1g} parameters are too many; lower --width or --depth")
+    noise = jax.lax.split(jax.random.normal(key, (sum(sizes),)), sizes)
     arrays = [n.mean + math.sqrt(n.variance) * e.reshape(n.shape) for n, e in zip(leaves, noise)]
     return tree.unflatten(arrays)
 
@@ -143,12 +140,10 @@ def patches(x, size):
 
 
 def softmax(x):
-    """Weights that sum to 1 over the last axis.
-
-    Unlike jax.nn.softmax it divides by a power: of a quotient the compiler simplifies the two first-order tangents of a
-    second derivative (tuners.curvature) in two ways, sees no longer that they are one, and computes all after it twice.
-    """
+    """Weights that sum to 1 over the last axis."""
     e = jnp.exp(x - jax.lax.stop_gradient(x.max(-1, keepdims=True)))
+    # A power: of the quotient in jax.nn.softmax the compiler simplifies the two first-order tangents of a second
+    # derivative (tuners.curvature) in two ways, sees no longer that they are one, and computes all after it twice.
     return e * e.sum(-1, keepdims=True) ** -1.0
 
 
@@ -287,24 +282,24 @@ def resnet(shape, classes, width=16, depth=10, norm: Literal["none", "layer", "g
     """
     check(resnet, 3, shape, classes=classes, width=width, norm=norm, stem=stem, start=start, shortcut=shortcut)
     stages = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-    require(depth in stages, f"resnet: depth must be one of {[*stages]}, not {depth}")
-    stems = {"small": (3, 1), "imagenet": (7, 2)}  # kernel size and stride
-    bottleneck, blocks = depth == 50, sum(stages[depth])
+    require(depth in stages, f"resnet: depth must be one of {[*stages]}, not {depth!r}")
+    imagenet, bottleneck = stem == "imagenet", depth == 50
     gains = {"plain": 1.0, "first": 1.0, "last": 1.0}
     if start == "fixup":  # whose factor is squared here: a gain is one of variances
+        blocks = sum(stages[depth])
         gains = {"plain": 2.0, "first": 2 * blocks ** (-1 / 2 if bottleneck else -1), "last": 0.0}
     inner = [width * 2**stage for stage, n in enumerate(stages[depth]) for _ in range(n)]
     outer = [width] + [4 * c if bottleneck else c for c in inner]  # channels between blocks
     strides = [2 if now > before else 1 for before, now in zip(inner[:1] + inner, inner)]
     spec = {
-        "stem": conv_spec(stems[stem][0], shape[2], width, gains["plain"], norm),
+        "stem": conv_spec(7 if imagenet else 3, shape[2], width, gains["plain"], norm),
         "blocks": [resnet_block_spec(a, c, bottleneck, norm, shortcut, **gains) for a, c in zip(outer, inner)],
         "head": dense_spec(outer[-1], classes),
     }
 
     def apply(w, x):
-        x = jax.nn.relu(conv(w["stem"], x, stems[stem][1], norm))
-        if stem == "imagenet":  # the largest value of each 3x3 window, every second pixel
+        x = jax.nn.relu(conv(w["stem"], x, 2 if imagenet else 1, norm))
+        if imagenet:  # the largest value of each 3x3 window, every second pixel
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
         for block, stride in zip(w["blocks"], strides):
             x = resnet_block(block, x, stride, norm)
