@@ -154,10 +154,9 @@ def fetch(folder, name, sources=SOURCES, timeout=30.0):
     timeout: seconds without a byte after which a server counts as gone. OSError: what to fetch by hand, and where to.
     """
     path = folder / name
-    if path.suffix == ".gz" and path.with_suffix("").exists():  # unpacked by a browser
-        return path.with_suffix("")
-    if path.exists():
-        return path
+    for there in folder / name.removesuffix(".gz"), path:  # the first: a browser may have unpacked it
+        if there.exists():
+            return there
     checksum, *urls = sources[name]
     urls = [url + path.name if url.endswith("/") else url for url in urls]
     archive = urls[0].endswith((".tgz", ".tar.gz"))
