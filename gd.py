@@ -100,10 +100,9 @@ def rmsprop(beta2=0.999, eps=1e-8):
     """RMSProp (Tieleman and Hinton 2012): ν ← β₂ν + (1 − β₂)g², u = −g/√(ν + ε). The state is ν, like w.
 
     beta2: β₂, the decay of the average of g²
-    eps: ε, which keeps the division finite
+    eps: ε, which keeps the division finite; it is added to g², not to |g|
 
-    ν starts at zero and is not bias-corrected, so early directions are long: with β₂ = 0.999 the first
-    has entries near ±√1000. ε stands under the root (in g², not in |g|).
+    ν starts at zero and is not bias-corrected, so early directions are long: entries near ±√1000 at first, by default.
 
     >>> optimizer = rmsprop(beta2=0.75)
     >>> u, nu = optimizer.direction(jnp.array([0.0]), jnp.array([3.0]))

@@ -133,8 +133,7 @@ def lobpcg(matvec, v, tol=1e-3, max_iters=1000):
     of v, Hv and the last move of v, the unit vector for which vᵀHv is largest. That is an eigenproblem of 3 × 3: H in
     a basis of these three, whose entries come from products that are there already; its top eigenvector holds the
     weights. It is power iteration on H + sI with momentum, both chosen best each time (Knyazev 2001), so λ only rises,
-    whatever the other end of the spectrum. A warm start may sit on an eigenvector that is no longer the top one: noise
-    restarts it (`noisy`).
+    whatever the other end of the spectrum. Its start is made `noisy`, which says why.
 
     >>> spectrum = jnp.array([-9.0, 4.0, 1.0, -2.0])
     >>> top = lobpcg(lambda v: spectrum * v, jnp.ones(4))
