@@ -313,16 +313,6 @@ def dashed(name):
     return "--" + name.replace("_", "-")
 
 
-def defaults(given):
-    """The settings that apply to what is chosen, by name, as they are unless given."""
-    settings = {name: default for name, (default, _) in SETTINGS.items()}
-    fixed = models.PRESETS.get(given.get("preset"), {})
-    chosen = settings | given | fixed
-    for part, factories in PARTS.items():
-        settings |= {name: option.default for name, option in options_of(factories[chosen[part]]).items()}
-    return settings | fixed
-
-
 def configure(**given):
     """One run: a namespace of the settings that apply to what is chosen, as by default unless given, or ValueError."""
     (config,) = configurations(given)
@@ -331,37 +321,38 @@ def configure(**given):
 
 def configurations(given):
     """The runs that settings ask for, by name a value or a list of values: their product, each for what takes it."""
-    runs, applied = {}, set()
     values = [value if isinstance(value, list) and name not in SINGLE else [value] for name, value in given.items()]
-    for choice in itertools.product(*values):
-        flags = dict(zip(given, choice))
-        plain = defaults(flags)
-        settings = plain | {name: value for name, value in flags.items() if name in plain}
-        check(settings, plain)
-        applied |= settings.keys()
-        config = SimpleNamespace(**settings)
-        if len(name_of(config).encode()) > 255:  # what file systems take
-            raise ValueError(f"--out cannot hold a run with a name of so many settings, {name_of(config)}")
-        runs[name_of(config)] = config  # once, where choices differ in nothing that applies
-    if unused := [dashed(name) for name in given if name not in applied]:
+    configs = [chosen(dict(zip(given, choice))) for choice in itertools.product(*values)]
+    unused = [dashed(name) for name in given if not any(name in vars(config) for config in configs)]
+    if unused:
         raise ValueError(f"{', '.join(unused)} applies to nothing that was chosen; --help says what takes it")
+    runs = {name_of(config): config for config in configs}  # one of those that differ in nothing that applies
+    if max(map(len, runs)) > 255:  # characters, all of one byte: what file systems take
+        raise ValueError(f"--out cannot hold a run with a name of so many settings, {max(runs, key=len)}")
     return [*runs.values()]
 
 
-def check(settings, plain):
-    """Raises ValueError for what is not allowed; the defaults always are."""
+def chosen(given):
+    """The run of one choice of settings, each as given where it applies; ValueError for what is not allowed."""
+    plain = {name: default for name, (default, _) in SETTINGS.items()}
+    fixed = models.PRESETS.get(given.get("preset"), {})
+    parts = plain | given | fixed
+    for part, factories in PARTS.items():
+        plain |= {name: option.default for name, option in options_of(factories[parts[part]]).items()}
+    plain |= fixed
+    settings = plain | {name: value for name, value in given.items() if name in plain}
     for name, value in settings.items():
         low, high, *others = RANGES.get(name, (0, 1e30 if isinstance(value, float) else 10**9))
         if isinstance(value, (int, float)) and not (low <= value <= high or value in (plain[name], *others)):
             allowed = " or ".join([f"{low:g} to {high:g}", *map(str, others)])
             raise ValueError(f"{dashed(name)} is {value}; it must be {allowed}")
-        fixed = models.PRESETS.get(settings["preset"], {}).get(name, value)
-        if value != fixed:
-            raise ValueError(f"{dashed(name)} {value} contradicts --preset {settings['preset']}, which has {fixed}")
+        if name in fixed and value != fixed[name]:
+            raise ValueError(f"{dashed(name)} {value} contradicts --preset {given['preset']}, which has {fixed[name]}")
     if 0 < settings["samples"] < settings["batch_size"]:
         raise ValueError(f"--batch-size is {settings['batch_size']}; there are {settings['samples']} training samples")
     if settings["resume"] and settings["overwrite"]:
         raise ValueError("--resume contradicts --overwrite")
+    return SimpleNamespace(**settings)
 
 
 def built(factory, values):
@@ -395,9 +386,9 @@ def name_of(config):
     'digits-mlp-gd-constant-seed3-lr0.05'
     """
     words = [config.dataset, config.preset or config.model, config.optimizer, config.tuner]
-    plain = defaults(vars(config)) | {name: vars(config)[name] for name in (*PARTS, "preset", "steps")}
+    plain = chosen({name: vars(config)[name] for name in (*PARTS, "preset", "steps")})
     for name, value in settings_of(config).items():
-        if value != plain[name]:
+        if value != vars(plain)[name]:
             words.append(name if value is True else f"{name}{value}".removesuffix(".0"))
     return "-".join(words)
 
