@@ -118,7 +118,8 @@ def step_of(family, samples=None, **flags):
 
 def step_with(config, shape, samples, classes=10):
     """The same for any run, on random samples."""
-    run, numbers = train.compiled(train.kind_of(config), shape, classes), train.numbers_of(config)
+    kind, numbers = train.kind_and_numbers(config)
+    run = train.compiled(kind, shape, classes)
     carry = run.init(0, numbers)
     return program(run.step, carry, random_batch(shape, samples), None, numbers), carry
 
@@ -259,8 +260,8 @@ def cost_of_sharpness():
     samples = jax.device_put((dataset.x, dataset.y))
     for tuner in "cdat", "constant":
         config = train.configure(tuner=tuner)
-        run = train.compiled(train.kind_of(config), dataset.x.shape[1:], dataset.classes)
-        numbers = train.numbers_of(config)
+        kind, numbers = train.kind_and_numbers(config)
+        run = train.compiled(kind, dataset.x.shape[1:], dataset.classes)
         carry = run.init(0, numbers)
         ones = jax.tree.map(jnp.ones_like, carry.w)
         spent, vectors = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, ones)

@@ -156,7 +156,8 @@ def test_a_run_is_named_by_all_that_changes_its_numbers_but_its_length():
 
 def test_a_linesearch_tries_30_rates_on_mini_batches_and_1000_on_the_full_batch():
     for size, trials in (16, 30), (0, 1000):
-        assert train.numbers_of(train.configure(tuner="linesearch", batch_size=size))["max_trials"] == trials
+        _, numbers = train.kind_and_numbers(train.configure(tuner="linesearch", batch_size=size))
+        assert numbers["max_trials"] == trials
 
 
 def test_compilations_are_kept_where_the_user_says_else_in_the_users_cache_or_nowhere(monkeypatch):
@@ -193,7 +194,8 @@ def test_in_chunks_nothing_holds_the_activations_of_all_samples():
     many, numbers = (jax.ShapeDtypeStruct((48, 8, 8, 1), "float32"), jax.ShapeDtypeStruct((48,), "int32")), {}
     for size in 0, 16:
         config = train.configure(width=7, depth=1, chunk_size=size)
-        functions, numbers = train.compiled(train.kind_of(config), (8, 8, 1), 10), train.numbers_of(config)
+        kind, numbers = train.kind_and_numbers(config)
+        functions = train.compiled(kind, (8, 8, 1), 10)
         carry = jax.eval_shape(functions.init, 0, numbers)
         for function, *arguments in [
             (functions.step, carry, many, None, numbers),
@@ -491,7 +493,8 @@ def small(model):
 def twenty_steps(model):
     """The losses and rates of 20 CDAT steps, and the largest |eigenvalue| after them by power iterations."""
     config, (x, y, _, _, classes) = small(model)
-    functions, numbers = train.compiled(train.kind_of(config), x.shape[1:], classes), train.numbers_of(config)
+    kind, numbers = train.kind_and_numbers(config)
+    functions = train.compiled(kind, x.shape[1:], classes)
     carry, rows = functions.init(0, numbers), []
     for _ in range(20):
         carry, metrics = functions.step(carry, (x, y), None, numbers)
