@@ -28,10 +28,9 @@ import re
 import shlex
 import sys
 import time
-import typing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -411,7 +410,7 @@ def parser():
         helps = dict(re.findall(r"^(\w+): (.+)$", inspect.getdoc(factory) or "", re.MULTILINE))
         for name, option in options_of(factory).items():
             text = f"{taker} ({option.default}): {helps.get(name, '')}"
-            flags.setdefault(name, []).append((option.default, typing.get_args(option.annotation), text))
+            flags.setdefault(name, []).append((option.default, get_args(option.annotation), text))
     for name, takers in flags.items():
         default, words, _ = takers[0]  # which are of one kind for all
         text = re.sub(r" \((None|False|)\)$", "", "; ".join(text for _, _, text in takers))
@@ -420,10 +419,9 @@ def parser():
         elif name == "distributed":
             parser.add_argument(dashed(name), nargs="*", metavar="WORD", help=text)
         else:
-            metavar = f"{{{','.join(words)}}}" if words else type(default).__name__
-            several = {} if name in SINGLE else {"nargs": "+", "action": "extend"}
-            parser.add_argument(dashed(name), type=type(default), choices=words or None, help=text,
-                                metavar=metavar if name in SINGLE else (metavar, ""), **several)  # fmt: skip
+            value = f"{{{','.join(words)}}}" if words else type(default).__name__
+            many = {"metavar": value} if name in SINGLE else {"metavar": (value, ""), "nargs": "+", "action": "extend"}
+            parser.add_argument(dashed(name), type=type(default), choices=words or None, help=text, **many)
     return parser
 
 
