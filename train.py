@@ -23,7 +23,6 @@ import hashlib
 import inspect
 import itertools
 import json
-import math
 import re
 import shlex
 import sys
@@ -55,8 +54,8 @@ def train(config, report=lambda rows: None):
     >>> train(configure(model="linear", tuner="greedy", samples=32, steps=3, out="a_folder"))["loss"].shape
     (3,)
     """
-    held = held_run(config)
-    if is_over(held, config):
+    held, over = held_run(config)
+    if over:
         return held.history
     dataset = data.load(config.dataset, config.data_dir, config.samples, config.test_samples, config.standardize,
                         **{name: vars(config)[name] for name in options_of(data.DATASETS[config.dataset])})  # fmt: skip
@@ -75,15 +74,15 @@ def train(config, report=lambda rows: None):
     held_out = jax.device_put((dataset.x_test, dataset.y_test), whole)
     indices_of = lambda t: jax.device_put(gd.batch(t, n, size, config.seed), split) if config.batch_size else None
 
-    with jax.default_matmul_precision(MATMUL_PRECISION):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision(MATMUL_PRECISION))
         carry = jitted.init(config.seed, numbers)
         v = jax.tree.map(jnp.ones_like, carry.w)  # where the first search for the top eigenvector starts
         # The columns of the log are the keys of what step and measure return, known without running them.
         columns = jax.eval_shape(jitted.step, carry, samples, indices_of(0), numbers)[1]
         columns |= jax.eval_shape(jitted.measure, carry.w, carry, 1.0, v, samples, indices_of(0), held_out, numbers)
-    folder, mine = folder_of(config), jax.process_index() == 0  # of several processes the first one writes
-    owner = data.owned(folder) if mine else contextlib.nullcontext()
-    with owner, jax.default_matmul_precision(MATMUL_PRECISION):
+        if jax.process_index() == 0:  # of several processes the first one writes
+            stack.enter_context(data.owned(folder_of(config)))
         history, state, facts = begin(config, columns, (carry, v), dataset)
         carry, v = jax.device_put(state, whole)
         started, waiting = time.time() - facts["seconds"], []
@@ -98,24 +97,19 @@ def train(config, report=lambda rows: None):
                     product = lambda v: jitted.hessian(w, carry, v, some, numbers)
                     top = sharpness.lobpcg(product, v, config.sharpness_tol)
                     lam, found = top.value, top.converged
-                    v = top.vector if math.isfinite(lam) else v
+                    v = top.vector if np.isfinite(lam) else v
                 row |= jitted.measure(w, carry, lam, v, samples, indices, held_out, numbers)
-                row |= {} if found else {"sharpness": math.nan, "alignment": math.nan}
+                row |= {} if found else {"sharpness": np.nan, "alignment": np.nan}
             waiting.append(row)
             if (t + 1) % config.log_every and t + 1 < config.steps:
                 continue
             rows, waiting = jax.device_get(waiting), []  # here and in lobpcg alone the loop waits for the device
             finite = np.isfinite([row["loss"] for row in rows])
             rows = rows if finite.all() else rows[: finite.argmin() + 1]  # a diverged run ends with what shows it
-            for name, column in history.items():
-                new = np.array([row.get(name, np.nan) for row in rows], column.dtype)
-                history[name] = np.concatenate([column, new])
-            status = "diverged" if not finite.all() else "done" if t + 1 == config.steps else "running"
-            facts |= {"status": status, "seconds": round(time.time() - started, 1)}
-            if mine:
-                save(folder, settings_of(config), facts, history, (carry, v))
+            facts["seconds"] = round(time.time() - started, 1)
+            log(config, facts, history, rows, (carry, v))
             report(rows)
-            if status == "diverged":
+            if facts["status"] == "diverged":
                 break
     return {name: column.astype(float) for name, column in history.items()}
 
@@ -189,16 +183,14 @@ def folder_of(config):
     return Path(config.out).expanduser() / name_of(config)
 
 
-def is_over(held, config):
-    """Whether a run, as it is held, has all its steps, or diverged and takes no more."""
-    return held is not None and (plots.diverged(held.history) or len(held.history["step"]) == config.steps)
-
-
 def held_run(config):
-    """What a folder holds of a run, or None. ValueError for what only --overwrite may replace, or --resume continue."""
+    """(what a folder holds of a run, or None; whether that is all of it: it has its steps, or diverged).
+
+    ValueError for what only --overwrite may replace, or --resume continue.
+    """
     folder, settings = folder_of(config), settings_of(config)
     if config.overwrite or not (folder / "checkpoint.npz").exists():
-        return None
+        return None, False
     held, schedule = plots.load_run(folder), inspect.signature(tuners.TUNERS[config.tuner]).parameters
     differ = [name for name in settings if held.settings.get(name) != settings[name]]
     if differ == ["steps"] and held.settings["steps"] < config.steps and "steps" not in schedule:
@@ -206,15 +198,16 @@ def held_run(config):
     if differ:
         values = ", ".join(f"{dashed(name)} {held.settings.get(name)}" for name in differ)
         raise ValueError(f"{folder}: holds a run with {values}; give --overwrite to replace it, or another --out")
-    if not (is_over(held, config) or config.resume):
-        taken = len(held.history["step"])
+    taken = len(held.history["step"])
+    over = taken == config.steps or plots.diverged(held.history)
+    if not (over or config.resume):
         raise ValueError(f"{folder}: holds {taken} of {config.steps} steps; give --resume to go on, or --overwrite")
-    return held
+    return held, over
 
 
 def begin(config, columns, state, dataset):
     """(history, state, facts) to go on from: those of the checkpoint where there is one, else empty and as given."""
-    held, file = held_run(config), folder_of(config) / "checkpoint.npz"  # once more, now that no one else writes
+    (held, _), file = held_run(config), folder_of(config) / "checkpoint.npz"  # once more, now that no one else writes
     multihost_utils.sync_global_devices(str(file))  # nor does process 0, while another still looks
     identity = hashlib.sha256(dataset.x.tobytes() + dataset.y.tobytes()).hexdigest()[:16]
     facts = dict(status="running", seconds=0.0, data=identity, jax=jax.__version__, numpy=np.__version__,
@@ -237,23 +230,18 @@ def begin(config, columns, state, dataset):
     return history, jax.tree.unflatten(tree, found), facts | {"seconds": held.facts["seconds"]}
 
 
-def save(folder, settings, facts, history, state):
-    """The run so far, as one file."""
+def log(config, facts, history, rows, state):
+    """Some rows join the history, in which nan is what a row does not have, and the run so far is written: one file."""
+    for name, column in history.items():
+        new = np.array([row.get(name, np.nan) for row in rows], column.dtype)
+        history[name] = np.concatenate([column, new])
+    done = len(history["step"]) == config.steps
+    facts["status"] = "diverged" if plots.diverged(history) else "done" if done else "running"
     arrays = {f"history/{name}": column for name, column in history.items()}
     arrays |= {f"state/{k}": leaf for k, leaf in enumerate(jax.tree.leaves(state))}
-    texts = dict(settings=json.dumps(settings), facts=json.dumps(facts))
-    data.write(folder / "checkpoint.npz", lambda stream: np.savez(stream, **texts, **arrays))
-
-
-def export(folder):
-    """The same for people and other programs: a row a step, in digits that read back as the same number; the rest."""
-    with np.load(folder / "checkpoint.npz") as saved:
-        settings, facts = json.loads(str(saved["settings"])), json.loads(str(saved["facts"]))
-        columns = {name: saved[name].astype(str) for name in saved.files if name.startswith("history/")}
-    names = [name.removeprefix("history/") for name in columns]
-    csv, text = "\n".join(map(",".join, [names, *zip(*columns.values()), ""])), json.dumps(settings | facts, indent=1)
-    data.write(folder / "metrics.csv", lambda stream: stream.write(csv.encode()))
-    data.write(folder / "config.json", lambda stream: stream.write(text.encode()))
+    texts = dict(settings=json.dumps(settings_of(config)), facts=json.dumps(facts))
+    if jax.process_index() == 0:
+        data.write(folder_of(config) / "checkpoint.npz", lambda stream: np.savez(stream, **texts, **arrays))
 
 
 # ------------------------------------------------------------------------------------------------------ settings
@@ -293,7 +281,7 @@ KNOWN = ("folder", "shape", "classes", "steps", "max_trials")  # arguments of fa
 RANGES = {  # by flag: the least number, the largest, and what else it may be; those without a line are not negative
     "f_min": (-1e30, 1e30), "seed": (0, 2147483647), "image_size": (1, 1024), "width": (1, 65536), "depth": (1, 100),
     "patch": (1, 4096), "heads": (1, 1024), "attention_width": (0, 65536), "iterations": (1, 1000),
-    "sigma_high": (1, 1e30), "hyper_rate": (0, 1), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, math.inf),
+    "sigma_high": (1, 1e30), "hyper_rate": (0, 1), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, np.inf),
     "log_every": (1, 1000), **dict.fromkeys(("steps", "sharpness_every", "every"), (1, 10**9)),
     **dict.fromkeys(("eps", "lr", "sigma", "lr_max"), (1e-30, 1e30)), "sharpness_tol": (1e-30, 0.999999),
     **dict.fromkeys(("momentum", "beta1", "beta2", "beta", "average", "slope", "warmup"), (0, 0.999999)),
@@ -426,23 +414,28 @@ def parser():
 
 
 def show(configs):
-    """The table and the figures of those runs that have begun."""
+    """The table and the figures of those runs that have begun, and each as text, for people and other programs."""
     folders = [folder for folder in map(folder_of, configs) if (folder / "checkpoint.npz").exists()]
     if folders and jax.process_index() == 0:
         names = "\n".join(folder.name for folder in folders)  # no other command draws over the figure of these runs
         overlay = folders[0].parent / f"overlay-{hashlib.sha256(names.encode()).hexdigest()[:6]}.png"
         plots.show(folders, None if configs[0].no_plot else overlay)
-        for folder in folders:
-            export(folder)
+        for folder in folders:  # a row a step, in digits that read back as the same number, and beside it the rest
+            settings, history, facts = plots.load_run(folder)
+            with np.load(folder / "checkpoint.npz") as saved:
+                columns = [saved[f"history/{name}"].astype(str) for name in history]
+            csv, rest = "\n".join(map(",".join, [history, *zip(*columns), ""])), json.dumps(settings | facts, indent=1)
+            data.write(folder / "metrics.csv", lambda stream: stream.write(csv.encode()))
+            data.write(folder / "config.json", lambda stream: stream.write(rest.encode()))
 
 
 def run(configs, words):
     """Trains one after the other, and shows what came of it; at Ctrl-C also the words that go on from there."""
     began = time.time()
     try:
-        held = [held_run(config) for config in configs]  # every refusal comes before the first step
+        over = [held_run(config)[1] for config in configs]  # every refusal comes before the first step
         for k, config in enumerate(configs):
-            shown = " was run before and is shown again; --overwrite repeats it" if is_over(held[k], config) else ""
+            shown = " was run before and is shown again; --overwrite repeats it" if over[k] else ""
             print(f"[{k + 1}/{len(configs)}] {folder_of(config)}{shown}", flush=True)
             train(config, plots.progress(config.steps))
         show(configs)
