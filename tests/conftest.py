@@ -15,7 +15,8 @@ for name, value in SETTINGS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 if jax.__version_info__ < (0, 11):  # as much for the CPU's code generator; XLA ends a process over an unknown flag
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    flags = "backend_optimization_level=0 cpu_use_fusion_emitters=false cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = " ".join(f"--xla_{flag}" for flag in flags.split())  # the last: to split costs more
 gc.set_threshold(100_000, 50, 100)  # tracing makes many small objects: looking through them took a seventh of the time
 
 
