@@ -2,6 +2,8 @@
 
 import gc
 import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import pytest
@@ -31,3 +33,25 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+# --- Processes take seconds each: they run beside all tests, of which the last ones of a file look at what came out.
+
+
+@pytest.fixture(scope="session")
+def aside(request, tmp_path_factory):
+    """By name, the futures of what each job(folder, environment) returns: of the JOBS of a file that is looked at."""
+    paths = [str(folder) for folder in (Path(__file__).parents[1], Path(__file__).parent)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    files = dict.fromkeys(item.module for item in request.session.items if "aside" in item.fixturenames)
+    jobs = [job for file in files for job in file.JOBS]
+    threads = ThreadPoolExecutor(1)  # the tests take one core, one job at a time the other
+    yield {job.__name__: threads.submit(job, tmp_path_factory.mktemp(job.__name__), environment) for job in jobs}
+    threads.shutdown(cancel_futures=True)  # a session that is stopped waits for the one that is on
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begin(request):
+    """They begin before the first test, if a test that was picked looks at any."""
+    if any("aside" in item.fixturenames for item in request.session.items):
+        request.getfixturevalue("aside")

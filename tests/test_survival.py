@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_train import ROOT, aside, begin, ended, held, one, refused, run, start, tiny  # noqa: F401, some are fixtures
+from test_train import ROOT, ended, held, one, refused, run, start, tiny  # noqa: F401, run is a fixture
 from test_train import rows_of as rows
 
 import train
@@ -61,7 +61,8 @@ def wait_for(process, folder, count):
 
 def killed(folder, environment):
     """One run KILLS times: at start-up, while it compiles, at any time between two logs; then it is left to end."""
-    environment |= {"JAX_ENABLE_COMPILATION_CACHE": "True", "XDG_CACHE_HOME": str(folder)}  # as users have it
+    as_users = {"JAX_ENABLE_COMPILATION_CACHE": "True", "XDG_CACHE_HOME": str(folder)}
+    environment = environment | as_users  # a dict of its own: other jobs have the same environment
     undisturbed = start(environment, *LINE, folder / "whole")
     draw, out, codes = random.Random(0), folder / "killed", []
     for row in [0, 1, *sorted(draw.choices(range(2, 380), k=KILLS - 2))]:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import typing
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
@@ -77,23 +77,7 @@ def rows_of(folder):
     return sum(len(plots.load_run(file.parent).history["step"]) for file in Path(folder).glob("*/checkpoint.npz"))
 
 
-# --- Processes take seconds each: they run beside the tests of a file, of which the last ones look at what came out.
-
-
-@pytest.fixture(scope="module")
-def aside(request, tmp_path_factory):
-    """By name, the futures of what each job(folder, environment) among the JOBS of a file returns."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    with ThreadPoolExecutor(2) as threads:
-        yield {job.__name__: threads.submit(job, tmp_path_factory.mktemp(job.__name__), environment)
-               for job in request.module.JOBS}  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def begin(request):
-    """They begin before the first test, if a test that was picked looks at any."""
-    if any(item.module is request.module and "aside" in item.fixturenames for item in request.session.items):
-        request.getfixturevalue("aside")
+# --- Processes (what runs them is in conftest.py).
 
 
 def start(environment, *words, **how):
