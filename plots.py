@@ -108,7 +108,7 @@ def edge(settings):
 
 
 NAMES = {"sigma": "σ", "beta": "β", "batch_size": "batch", "weight_decay": "weight decay", "sigma_high": "σ_high",
-         "tolerance": "τ", "lr_max": "at most", "hyper_rate": "rate"}  # fmt: skip
+         "tolerance": "τ", "rise": "a", "growth": "c", "average": "ρ", "lr_max": "at most", "hyper_rate": "rate"}  # fmt: skip
 WHAT = ("dataset", "samples", "model", "preset", "width", "depth", "loss", "weight_decay", "optimizer", "batch_size")
 SHOWN = {"constant": "lr", "schedule": "lr", "cdat": "sigma", "exact": "sigma"}  # named whether it differs or not
 
@@ -147,7 +147,9 @@ def setting_of(settings):
     for name in "activation", "start", "norm":
         if settings.get(name) not in (None, "relu", "lecun", "none"):  # as in the paper
             network = f"{settings[name]} {network}"
-    words = [word for word in (network, settings.get("dataset"), settings["optimizer"]) if word not in (None, "gd")]
+    loss = settings.get("loss") if settings.get("model") == "mlp" else None
+    words = [network, settings.get("dataset"), loss, settings["optimizer"]]
+    words = [word for word in words if word not in (None, "mse", "gd")]
     if settings.get("batch_size"):
         words.append(f"batch {settings['batch_size']}")
     return ", ".join(words)

@@ -282,7 +282,7 @@ RANGES = {  # by flag: the least number, the largest, and what else it may be; t
     "f_min": (-1e30, 1e30), "seed": (0, 2147483647), "image_size": (1, 1024), "width": (1, 65536), "depth": (1, 100),
     "patch": (1, 4096), "heads": (1, 1024), "attention_width": (0, 65536), "iterations": (1, 1000),
     "sigma_high": (1, 1e30), "hyper_rate": (0, 1), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, np.inf),
-    "log_every": (1, 1000), **dict.fromkeys(("steps", "sharpness_every", "every"), (1, 10**9)),
+    "growth": (1, 1e30), "log_every": (1, 1000), **dict.fromkeys(("steps", "sharpness_every", "every"), (1, 10**9)),
     **dict.fromkeys(("eps", "lr", "sigma", "lr_max"), (1e-30, 1e30)), "sharpness_tol": (1e-30, 0.999999),
     **dict.fromkeys(("momentum", "beta1", "beta2", "beta", "average", "slope", "warmup"), (0, 0.999999)),
 }  # fmt: skip

@@ -353,45 +353,51 @@ def exact(sigma=2.0, iterations=5):
     return Tuner(init, rate)
 
 
-def feedback(sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0, lr_max=math.inf,
-             curvature: Curvature = "hessian", every=1):  # fmt: skip
-    """CDAT over the edge and back: ours, not the paper's.
+def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, beta=0.5,
+             curvature: Curvature = "gauss-newton"):  # fmt: skip
+    """CDAT over the edge and back, with nothing to choose: ours, not the paper's.
 
-        m ← average m + (1 − average) f(w),   σ = 1 where f(w) > (1 + τ) m, else sigma_high,   η = σ n/d (8)
+        m ← ρm + (1 − ρ) f(w),   η = min(s n/d, c η_last) (8)
+        where f(w) > (1 + τ) m:  σ ← (1 + σ)/2, s = 1;   else:  σ ← min(σ + a, σ_high), s = σ
 
-    sigma_high: σ while the loss behaves
-    tolerance: τ, the relative rise of the loss over its average that resets
-    average: decay of the loss's moving average m
+    rise: a, what is added to σ at each step; it starts at 2
+    tolerance: τ, the relative rise of the loss over its average that asks for a greedy step
+    growth: c, the most by which the rate grows from one step to the next
+    sigma_high: the largest σ
+    average: ρ, decay of the loss's moving average m
     beta: β of cdat, the decay of the moving averages of n and d
-    lr_max: largest learning rate
     curvature: of the Hessian, or the Gauss-Newton one
-    every: steps from one curvature to the next
 
-    A fixed σ of 2.5 lowers sharpness and loss fastest, and may diverge. What grows is the part of u along the steepest
-    directions; once that dominates u, one greedy step (σ = 1) takes most of it out. So this oversteps while the loss is
-    near its moving average m, and resets where it is above by more than the tolerance τ. The loss must be one that
-    falls towards 0: "5 % above" means nothing where it is negative or has a floor. The state is (m, the state of
-    `cdat`); a loss that is not finite does not enter m. Costs as much as `cdat`.
+    A σ above 2 lowers sharpness and loss fastest, and diverges in the end: the part of u along the steepest directions
+    grows. Once that dominates u, one greedy step (s = 1) takes most of it out. So σ rises until the loss does. The loss
+    must be one that falls towards 0: "10 % above" means nothing where it is negative or has a floor. The state is
+    (m, σ, the last rate above 0, the state of `cdat`). Costs a curvature.
 
-    >>> f = lambda w: 2 * w**2
+    >>> f = Composed(lambda w: w, lambda z, w: 2 * z**2)
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
     >>> tuner = feedback()
     >>> eta, state = tuner.rate(tuner.init(w), f, w, f(w), g, -g)  # the first loss is its own average
-    >>> float(eta)
-    0.625
-    >>> float(tuner.rate(state, f, w, 2 * f(w), g, -g)[0])  # the loss doubled
+    >>> round(float(eta), 4)
+    0.505
+    >>> float(tuner.rate(state, f, w, 2 * f(w), g, -g)[0])  # the loss doubled: greedy
     0.25
     """
 
     def rate(state, f, w, value, g, u):
-        m, averages = state
-        new = jnp.where(jnp.isinf(m), value, average * m + (1 - average) * value)  # it is inf before the first loss
-        m = scalar(jnp.where(jnp.isfinite(value), new, m), w)
-        sigma = jnp.where(value > (1 + tolerance) * m, 1.0, sigma_high)
-        eta, averages = cdat(sigma, beta, 0.0, lr_max, curvature, every).rate(averages, f, w, value, g, u)
-        return eta, (m, averages)
+        m_last, sigma, eta_last, averages = state
+        m = jnp.where(jnp.isinf(m_last), value, average * m_last + (1 - average) * value)  # inf before the first loss
+        rose = value > (1 + tolerance) * m
+        sigma = jnp.where(rose, (1 + sigma) / 2, jnp.minimum(sigma + rise, sigma_high))
+        scale = jnp.where(rose, 1.0, sigma)
+        eta, averages = cdat(scale, beta, curvature=curvature).rate(averages, f, w, value, g, u)
+        eta = scalar(jnp.minimum(eta, growth * eta_last), w)
+        eta_last = jnp.where(eta > 0, eta, eta_last)
+        return eta, (scalar(jnp.where(jnp.isfinite(value), m, m_last), w), scalar(sigma, w), eta_last, averages)
 
-    return Tuner(init=lambda w: (scalar(jnp.inf, w), cdat(curvature=curvature).init(w)), rate=rate)
+    def init(w):
+        return scalar(jnp.inf, w), scalar(2, w), scalar(jnp.inf, w), cdat(curvature=curvature).init(w)
+
+    return Tuner(init, rate)
 
 
 def greedy_gain(f, w, u):

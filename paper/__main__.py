@@ -32,18 +32,16 @@ import plots
 import train
 from paper import claims, results
 from paper.experiments import ALSO, EXPERIMENTS, configs, words
-from paper.results import FIGURES
+from paper.results import FIGURES, RESULTS
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.csv"
 TARGETS = {  # by setting: the loss to which steps and time are counted, about what the tuned constant rate ends with
     "mlp, digits": 0.025, "mlp, mnist": 0.085, "mlp, cifar10": 0.3, "fixup resnet, cifar10": 1.3,
     "mixer, cifar10": 0.01,
     "transformer, shakespeare, rmsprop": 0.05, "mlp, digits, momentum": 0.02, "mlp, digits, rmsprop": 0.02,
     "mlp, digits, adam": 0.005, "mlp, digits, batch 64": 0.055, "mlp, digits, batch 256": 0.055,
 }  # fmt: skip
-MATRICES = {"loss": "final training loss", "test_loss": "test loss", "reach": "steps to reach a loss (inf: never)",
-            "reach_seconds": "seconds to reach it, with all that is logged and measured"}  # fmt: skip
+MATRICES = {"loss": "final training loss", "test_loss": "test loss"}
 
 
 def run(name, scale, data_dir, out):
@@ -101,6 +99,7 @@ def costs():
 def with_tables(text):
     """The text, with what stands between <!-- table: NAME --> (or matrix, claims, ...) and <!-- end --> made anew."""
     makers = {"table": lambda name: results.table(kinds(name)), "matrix": lambda name: results.matrix(kinds(name)),
+              "tested": lambda name: results.matrix(kinds(name), "test_loss"),
               "sigma": lambda name: results.pairs(kinds(name), "sigma"),
               "every": lambda name: results.pairs(kinds(name), "every"),
               "claims": lambda _: verdicts(), "list": lambda _: listing(), "cost": lambda _: costs()}  # fmt: skip
@@ -131,6 +130,13 @@ def fail(message):
     train.fail(message, "paper")
 
 
+def show_list():
+    """What there is to run, for a terminal."""
+    for name, experiment in EXPERIMENTS.items():
+        text = f"{name:12} {experiment.time:>13}  {words(experiment)}"
+        print(textwrap.fill(text, 80, subsequent_indent=28 * " "))
+
+
 def one(name, options):
     """One experiment: run unless its table alone is asked for, and the table."""
     if not options.table:
@@ -157,10 +163,6 @@ def main(argv=None):
     options = parser.parse_args(argv)
     for stream in sys.stdout, sys.stderr:
         stream.reconfigure(errors="replace")  # what a terminal cannot show ends no command
-    if options.list or not options.names:
-        for name, experiment in EXPERIMENTS.items():
-            text = f"{name:12} {experiment.time:>13}  {words(experiment)}"
-            print(textwrap.fill(text, 80, subsequent_indent=28 * " "))
     names = [ALSO.get(name, name) for name in options.names]
     for name in names:
         if name not in {*EXPERIMENTS, *COMMANDS, "all"}:
@@ -168,6 +170,8 @@ def main(argv=None):
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if options.list or not names:
+            show_list()
         for name in EXPERIMENTS if "all" in names else names:
             COMMANDS[name]() if name in COMMANDS else one(name, options)
     except BrokenPipeError:  # nobody reads on, as behind `| head`

@@ -134,9 +134,11 @@ def against(other, searched=results.SEARCHED):
             same = [one for one in names if one.split()[0] == name.split()[0]]
             color, _ = plots.look(kind.config.tuner, same.index(name))
             x = settings.index(kind.setting) + (names.index(name) - (len(names) - 1) / 2) / (len(names) + 2)
+            marker = {"dog": "s", "ngn": "D", "nonmonotone": "^"}.get(name, "o")  # which have one colour
+            axis.plot([], [], marker, color=color, label=name, markersize=4)
             for row in kind.rows:
                 ratio = np.clip(row["loss"] / base[kind.setting], 1 / 30, 30)
-                axis.plot(x, ratio, "x" if ratio in (1 / 30, 30) else "o", color=color, label=name, markersize=4)
+                axis.plot(x, ratio, "x" if ratio in (1 / 30, 30) else marker, color=color, markersize=4)
         axis.axhline(1, color=drawings.GREY, linewidth=0.8, zorder=0)
         axis.set(yscale="log", ylim=(1 / 40, 40), xlim=(-0.6, len(settings) - 0.4))
         axis.set_ylabel(f"final loss over that of {other}\n(crosses: beyond 30 times either way)", fontsize=9)
@@ -144,5 +146,35 @@ def against(other, searched=results.SEARCHED):
         for x in range(1, len(settings)):
             axis.axvline(x - 0.5, color="#DDDDDD", linewidth=0.8, zorder=0)
         plots.finish(figure, axis, file)
+
+    return draw
+
+
+def numbers(*names):
+    """The final loss against each of some numbers of a tuner, the others as usual; a line a setting, its range a bar."""
+
+    def draw(kinds, file):
+        values = {name: [vars(kind.config)[name] for kind in kinds] for name in names}
+        usual = {name: max(of_name, key=of_name.count) for name, of_name in values.items()}
+        settings = list(dict.fromkeys(kind.setting for kind in kinds))
+        figure, axes = drawings.subplots(2, 3, figsize=(9, 5), sharey=True)
+        for axis, name in zip(axes.flat, names):
+            ticks = sorted({*values[name]})
+            for k, setting in enumerate(settings):
+                found = {}
+                for kind in kinds:
+                    changed = [other for other in names if vars(kind.config)[other] != usual[other]]
+                    if kind.setting == setting and changed in ([], [name]):
+                        found[ticks.index(vars(kind.config)[name])] = [row["loss"] for row in kind.rows]
+                x = sorted(found)
+                color = (drawings.BLUE, drawings.ORANGE, drawings.BLACK)[k % 3]
+                axis.plot(x, [np.median(found[at]) for at in x], "o-", color=color, markersize=4, label=setting)
+                axis.vlines(x, [min(found[at]) for at in x], [max(found[at]) for at in x], color=color, alpha=0.4)
+            axis.set_xticks(range(len(ticks)), ["none" if value == 1e30 else f"{value:g}" for value in ticks])
+            axis.set_xlabel(plots.NAMES.get(name, name))
+            axis.set_yscale("log")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("final training loss")
+        plots.finish(figure, axes, file)
 
     return draw

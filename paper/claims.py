@@ -87,9 +87,9 @@ def alike(kinds, label, other, column, factor):
 
 
 def less_above_edge(kinds, label, other):
-    """Where ηλ is below the edge, or at least below that of the other kind."""
+    """Where ηλ is below the edge, or at most half as far above it as that of the other kind."""
     edges = {kind.setting: plots.edge(vars(kind.config)) for kind in kinds}
-    return [(setting, f"{a:.3g} / {b:.3g}", a <= max(edges[setting], b))
+    return [(setting, f"{a:.3g} / {b:.3g}", a <= edges[setting] + max(b - edges[setting], 0) / 2)
             for setting, a, b in both(kinds, label, other, "product")]  # fmt: skip
 
 
@@ -136,6 +136,16 @@ def best_sigmas(kinds):
         text = "batch " + ", ".join(words).replace("inf", "all")
         verdicts.append((setting, text, falls([config.sigma for config in configs.values()])))
     return verdicts
+
+
+def more_on_large(kinds, label, other):
+    """Figure 20: the loss of one kind over that of another, by batch size; whether it falls as the batch grows."""
+    found = {}  # by what is trained: the ratios by batch size
+    sizes = {kind.setting: kind.config.batch_size for kind in kinds}
+    for setting, a, b in both(kinds, label, other):
+        found.setdefault(setting.rsplit(", batch", 1)[0], {})[sizes[setting]] = a / b
+    return [(trained, ", ".join(f"batch {size}: × {ratios[size]:.2g}" for size in sorted(ratios)),
+             falls([-ratios[size] for size in sorted(ratios)])) for trained, ratios in found.items()]  # fmt: skip
 
 
 def sweep(kinds, word):
@@ -189,10 +199,10 @@ def model_above_2(_):
     return [(f"σ = {sigma:g}", f"λ < 0 at step {step}", step > 0) for sigma, step in steps.items()]
 
 
-def logged_cost(_, tuner, low, high):
-    """From figures/cost.txt: the time of a tuner's step in constant-rate steps."""
+def logged_cost(_, what, low, high, column=1):
+    """From figures/cost.txt: the time of a tuner's step in constant-rate steps, or that of a part in forward passes."""
     text = (results.FIGURES / "cost.txt").read_text()
-    rows = re.findall(rf"^\| (\w+) \| {tuner} \| [\d.]+ \| ([\d.]+) \|", text, re.MULTILINE)
+    rows = re.findall(rf"^\| (\w+) \| {what} \|{' [0-9.]+ [|]' * column} ([0-9.]+) \|", text, re.MULTILINE)
     return [(family, f"× {time}", low <= float(time) <= high) for family, time in rows]
 
 

@@ -61,8 +61,9 @@ def predicted(family, trials=1):
     w = jax.eval_shape(models.MODELS[model](shape, 10, **options).init, jax.random.key(0))
     kernels = [leaf.size for leaf in jax.tree.leaves(w) if leaf.ndim == 2]
     gradient = 3 - (max(kernels) / sum(kernels) if family in ("linear", "mlp") else 0)
-    steps = dict.fromkeys(KINDS, gradient) | dict.fromkeys(("greedy", "cdat", "feedback"), gradient + 4)
-    steps |= {"linesearch": gradient + trials, "exact": gradient + 5 * 8, "cdat, uᵀGu": gradient + 2}
+    steps = dict.fromkeys(KINDS, gradient) | dict.fromkeys(("greedy", "cdat"), gradient + 4)
+    steps |= dict.fromkeys(("feedback", "cdat, uᵀGu"), gradient + 2)
+    steps |= {"linesearch": gradient + trials, "exact": gradient + 5 * 8}
     steps |= {"cdat, every 4": gradient + 5 / 4, "cdat, every 16": gradient + 5 / 16}
     return {"forward": 1, "gradient": gradient, "curvature": 5, "Gauss-Newton curvature": 3,
             "Hessian-vector product": 8} | steps  # fmt: skip

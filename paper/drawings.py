@@ -144,6 +144,13 @@ def figure_9(_, file):
     curves(file, {"first 400 steps": paths(400), "4000 steps": paths(4000)})
 
 
+def feedback_in_the_model(_, file):
+    """The feedback rule in the simplified model, beside CDAT at σ = 2; both see the λ of their own step."""
+    paths = lambda steps: {"CDAT σ = 2": theory.cdat_model(2, steps=steps, lagged=False),
+                           "feedback": theory.feedback_model(steps=steps)}  # fmt: skip
+    curves(file, {"first 400 steps": paths(400), "4000 steps": paths(4000)})
+
+
 # ------------------------------------------------------------------------------------------------------ close-ups
 
 
@@ -153,7 +160,8 @@ def problem(config):
     known = {"shape": dataset.x.shape[1:], "classes": dataset.classes}
     network = train.built(models.MODELS[config.model], vars(config) | known)
     decay = lambda w: config.weight_decay / 2 * gd.dot(w, w)
-    f = lambda w, batch: gd.mse(network.apply(w, batch[0]), batch[1]) + decay(w)
+    outputs = lambda w, batch: network.apply(w, batch[0])
+    f = tuners.Composed(outputs, lambda z, w, batch: gd.mse(z, batch[1]) + decay(w))
     return network, f, jax.device_put((dataset.x, dataset.y))
 
 
@@ -242,9 +250,7 @@ def resets(_, file, first=120, steps=40):
     column = lambda name: np.array([row[name] for *_, row in run], float)
     t, loss, eta, lam = map(column, ("step", "loss", "learning_rate", "sharpness"))
     f = run[0][1]
-    ratio = jax.jit(lambda w, u: tuners.curvature(f, w, u) / gd.dot(u, u))  # d/n, as u = −g
-    sigmas = [row["learning_rate"] * ratio(w, jax.grad(f)(w)) for _, _, w, _, row in run]  # σ = η d/n (8)
-    reset = np.array(sigmas) < 1.5
+    reset = eta < 0.75 * np.append(0, eta[:-1])  # no other step has a rate so far below the last
     figure, axes = subplots(2, 2, figsize=(9, 5.2))
     shown = ("training loss", loss), ("sharpness λ", lam), ("y = ηλ − 2", eta * lam - 2)
     for axis, (name, values) in zip(axes.flat, shown):
@@ -267,30 +273,39 @@ def resets(_, file, first=120, steps=40):
     plots.finish(figure, axes, file)
 
 
-def resetting(sign, start):
-    """A tuner like `feedback`, at σ = 1 where sign(memory, value, u) -> (whether, memory) says so; memory from
-    start(w)."""
+def ruled(scale, start, growth=1.5):
+    """A tuner like `feedback`, with σ from scale(memory, value, u) -> (σ, memory); memory from start(w)."""
 
     def rate(state, f, w, value, g, u):
-        reset, memory = sign(state[0], value, u)
-        eta, averages = tuners.cdat(jnp.where(reset, 1.0, 2.5)).rate(state[1], f, w, value, g, u)
-        return eta, (memory, averages)
+        memory, averages, eta_last = state
+        sigma, memory = scale(memory, value, u)
+        eta, averages = tuners.cdat(sigma, curvature="gauss-newton").rate(averages, f, w, value, g, u)
+        eta = jnp.minimum(eta, growth * eta_last)
+        return eta, (memory, averages, jnp.where(eta > 0, eta, eta_last))
 
-    return tuners.Tuner(lambda w: (start(w), tuners.cdat().init(w)), rate)
+    return tuners.Tuner(lambda w: (start(w), tuners.cdat().init(w), tuners.scalar(jnp.inf, w)), rate)
 
 
-def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop"), seeds=3):
-    """The final loss where something else than a loss above its average asks for the greedy step."""
-    highest, zeros = lambda w: jnp.full((), jnp.inf), lambda w: jax.tree.map(jnp.zeros_like, w)
+def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop", "adam"), seeds=3):
+    """The final loss under other ways to choose σ than that of `feedback`."""
+    count, zeros = lambda w: jnp.zeros((), int), lambda w: jax.tree.map(jnp.zeros_like, w)
+
+    def above_average(m, value, u):
+        m = jnp.where(jnp.isinf(m), value, 0.9 * m + 0.1 * value)
+        return jnp.where(value > 1.05 * m, 1.0, 2.5), m
+
+    def turned(last, value, u):
+        back = gd.dot(u, last) < -0.9 * gd.norm(u) * gd.norm(last)
+        return jnp.where(back, 1.0, 2.5), u
+
     rules = {
-        "CDAT σ = 2": tuners.cdat(),
+        "CDAT σ = 2, uᵀGu": tuners.cdat(curvature="gauss-newton"),
         "feedback": tuners.feedback(),
-        "the last step raised the loss": resetting(lambda last, value, u: (value > last, value), highest),
-        "it is 20 % above its lowest": resetting(
-            lambda low, value, u: (value > 1.2 * low, jnp.minimum(low, value)), highest),
-        "u turned: cos < −0.9": resetting(
-            lambda last, value, u: (gd.dot(u, last) < -0.9 * gd.norm(u) * gd.norm(last), u), zeros),
-        "every third step": resetting(lambda t, value, u: (t % 3 == 2, t + 1), lambda w: jnp.zeros((), int)),
+        "feedback, uᵀHu": tuners.feedback(curvature="hessian"),
+        "2.5, but 1 where the loss is above average": ruled(above_average, lambda w: tuners.scalar(jnp.inf, w)),
+        "2.5, but 1 where u turned: cos < −0.9": ruled(turned, zeros),
+        "2.5, but 1 at each tenth step": ruled(lambda t, value, u: (jnp.where(t % 10 == 9, 1.0, 2.5), t + 1), count),
+        "from 1 to 3 in ten steps, and again": ruled(lambda t, value, u: (1 + t % 10 * 2 / 9, t + 1), count),
     }
     network, f, samples = problem(train.configure())
     figure, axes = subplots(1, len(names), figsize=(9, 2.8), sharey=True, squeeze=False)

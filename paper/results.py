@@ -17,6 +17,7 @@ import plots
 import train
 
 FIGURES = Path(__file__).parent / "figures"
+RESULTS = Path(__file__).parent / "results.csv"
 
 
 def label_of(config):
@@ -165,7 +166,9 @@ def matrix(kinds, column="loss", ours="feedback"):
     best = {}
     for kind in kinds:
         of_setting = best.setdefault(kind.setting, {})
-        tuner = kind.label.split(",")[0] if kind.config.tuner == "cdat" else kind.config.tuner
+        tuner = kind.config.tuner.replace("cdat", "CDAT")
+        if tuner == "CDAT":
+            tuner += ", uᵀGu" if kind.config.curvature == "gauss-newton" else ", uᵀHu"
         if tuner not in of_setting or median(kind, "loss") < median(of_setting[tuner], "loss"):
             of_setting[tuner] = kind
     tuners = list(dict.fromkeys(tuner for of_setting in best.values() for tuner in of_setting))

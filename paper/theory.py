@@ -132,10 +132,12 @@ def below_edge(eps=0.05, p=0.09, lam=1.9, a=1.0, b=0.5, steps=100):
     return moving_rate(lambda t, lam: 2 * (1 - eps) / lam, p, lam, a, b, steps)  # (6)
 
 
-def two_energies(scaling, lam, lr, p, q, a, b, nu, steps, lagged):
-    """(9) and (10) with σ from scaling(f, memory) -> (σ, memory), f being the model's loss; the first memory is f₀.
+def two_energies(scaling, lam, lr, p, q, a, b, nu, steps, lagged, growth=jnp.inf):
+    """(9) and (10) with σ from scaling(f, memory) -> (σ, memory), f being the model's loss; the first memory is (f₀, 2).
 
-    >>> two_energies(lambda f, memory: (1.0, f), 4.0, 0.5, 1.0, 0.0, 0.0, 0.0, 0.1, 1, True).learning_rate.tolist()
+    growth: the most by which the rate grows in a step
+
+    >>> two_energies(lambda f, memory: (1.0, memory), 4.0, 0.5, 1.0, 0.0, 0.0, 0.0, 0.1, 1, True).learning_rate.tolist()
     [0.5, 0.25]
     """
     lam, lr, p, q, a, b, nu = floats(lam, lr, p, q, a, b, nu)
@@ -148,10 +150,12 @@ def two_energies(scaling, lam, lr, p, q, a, b, nu, steps, lagged):
         lam, p, q = (lam, p, q) if lagged else new
         sigma, memory = scaling(loss(lam, p, q), memory)
         n, d = lam**2 * p + nu**2 * q, jnp.abs(lam**3 * p + nu**3 * q)  # |·| as in (8); λ < 0 is not meant to occur
-        eta = jnp.where(d > 0, sigma * n / d, 0).astype(lam.dtype)  # (9); no step where both energies underflowed
+        eta = jnp.minimum(sigma * n / d, growth * eta)  # (9)
+        eta = jnp.where(d > 0, eta, 0).astype(lam.dtype)  # no step where both energies underflowed
         return eta, *new, memory
 
-    eta, lam, p, q, _ = rollout(step, (lr, lam, p, q, loss(lam, p, q)), steps)
+    first = loss(lam, p, q), jnp.full_like(lam, 2)
+    eta, lam, p, q, _ = rollout(step, (lr, lam, p, q, first), steps)
     return Path(eta, lam, eta * lam - 2, p, q)
 
 
@@ -175,27 +179,29 @@ def cdat_model(sigma=2.0, lam=18.0, lr=0.05, p=4.0, q=4.0, a=0.05, b=0.1, nu=0.1
     return two_energies(lambda f, memory: (sigma, memory), lam, lr, p, q, a, b, nu, steps, lagged)
 
 
-def feedback_model(sigma_high=2.5, tau=0.05, beta=0.9, lam=18.0, lr=0.05, p=4.0, q=4.0, a=0.05, b=0.1, nu=0.1,
-                   steps=4000, lagged=False):  # fmt: skip
-    """The model of `cdat_model` with this project's own rule for σ, which is not the paper's, a `Path`.
+def feedback_model(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, lam=18.0, lr=0.05, p=4.0, q=4.0,
+                   a=0.05, b=0.1, nu=0.1, steps=4000, lagged=False):  # fmt: skip
+    """The model of `cdat_model` with this project's own rule, `tuners.feedback`, without averages of n and d, a `Path`.
 
-        e ← βe + (1 − β) f,   σ = 1 if f > (1 + τ) e else σ_high
+        m ← ρm + (1 − ρ) f,   η = min(s n/d, c η_last)
+        where f > (1 + τ) m:  σ ← (1 + σ)/2, s = 1;   else:  σ ← min(σ + a, σ_high), s = σ
 
-    Stay above the edge until the loss f rises over its moving average e (which f₀ starts), then take a greedy step.
-    The rule looks at the loss of the very step whose rate it chooses, hence no lag; e already holds that f.
-    Here it sharpens far more than σ = 2, λ is some 120 at step 400: a greedy step leaves next to no p, so the next
-    rate is that of the rest, σ/ν = 25, which adds aη to λ at once and throws p up again. A real loss has more
-    eigenvalues than two.
+    The rule looks at the loss of the very step whose rate it chooses, hence no lag; m, which f₀ starts, holds it.
+    Here λ grows as it does under σ = 2, to 20.4 at step 400: a greedy step leaves next to no p, so nothing pushes λ
+    back. Real runs of the rule lower it; a real loss has more eigenvalues than two.
 
-    >>> [round(float(y), 1) for y in feedback_model(steps=8).y]  # p grows 2.25-fold a step until it is cut at step 7
-    [-1.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, -1.0, 444.9]
+    >>> [round(float(y), 2) for y in feedback_model(steps=8).y]  # p grows by a quarter a step and more, till it is cut
+    [-1.1, -0.65, 0.02, 0.11, 0.12, 0.13, 0.14, 0.16, 0.17]
     """
 
-    def scaling(f, mean):
-        mean = beta * mean + (1 - beta) * f
-        return jnp.where(f > (1 + tau) * mean, 1, sigma_high), mean.astype(f.dtype)
+    def scaling(f, memory):
+        m, sigma = memory
+        m = average * m + (1 - average) * f
+        rose = f > (1 + tolerance) * m
+        sigma = jnp.where(rose, (1 + sigma) / 2, jnp.minimum(sigma + rise, sigma_high))
+        return jnp.where(rose, 1, sigma), (m.astype(f.dtype), sigma.astype(f.dtype))
 
-    return two_energies(scaling, lam, lr, p, q, a, b, nu, steps, lagged)
+    return two_energies(scaling, lam, lr, p, q, a, b, nu, steps, lagged, growth)
 
 
 class Measured(NamedTuple):

@@ -37,7 +37,7 @@ NUMBERS = {  # what an optimizer or tuner is tried with, where its defaults woul
     "schedule": {"steps": 8, "warmup": 0.3},
     "polyak": {"f_min": 0.01, "lr_max": 0.2},
     "exact": {"sigma": 0.02},
-    "feedback": {"sigma_high": 1.9, "tolerance": 0.01, "average": 0.8, "beta": 0.5},
+    "feedback": {"rise": 0.1, "tolerance": 0.01, "growth": 1.3, "sigma_high": 1.9, "average": 0.8, "beta": 0.4},
 }
 
 # --- The step and its directions.
@@ -174,7 +174,7 @@ def test_a_batch_is_laid_over_as_many_devices_as_divide_it(monkeypatch):
 # --- What holds for every optimizer with one tuner, and for every tuner with one optimizer: they meet only in g and u.
 
 PAIRS = [*((name, "cdat") for name in OPTIMIZERS), *(("momentum", name) for name in TUNERS if name != "cdat")]
-VARIANTS_OF_CDAT = [("momentum", "cdat", {"curvature": "gauss-newton"}), ("momentum", "feedback", {"every": 3})]
+VARIANTS_OF_CDAT = [("momentum", "cdat", {"curvature": "gauss-newton"}), ("momentum", "feedback", {"curvature": "hessian"})]
 every_pair = pytest.mark.parametrize("optimizer, tuner, words", [*((*pair, {}) for pair in PAIRS), *VARIANTS_OF_CDAT])
 
 

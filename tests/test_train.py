@@ -119,7 +119,7 @@ def test_each_run_has_a_folder_of_its_own_and_names_are_short():
 def another(value, words=()):
     """A value that is not the default."""
     if isinstance(value, float):
-        return value / 2 if 0 < value < math.inf else 0.5
+        return value * 0.9 if 0 < value < math.inf else 0.5
     beside = not value if isinstance(value, bool) else value + type(value)(1)
     return next((word for word in words if word != value), beside)
 

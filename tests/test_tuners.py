@@ -59,10 +59,41 @@ def hypergradient(past, lr=0.1, hyper_rate=0.1):
     return lr
 
 
-def feedback(past, sigma_high=2.5, tolerance=0.05, average=0.9, beta=0.0, **more):
-    losses = [now.loss for now in past]
-    weights = average ** np.arange(len(losses))[::-1] * np.append(1, np.full(len(losses) - 1, 1 - average))
-    return cdat(past, 1.0 if losses[-1] > (1 + tolerance) * weights @ losses else sigma_high, beta, **more)
+def feedback(past, rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, beta=0.5,
+             curvature="gauss-newton"):  # fmt: skip
+    sigma, ceiling = 2.0, np.inf
+    for k in range(1, len(past) + 1):
+        losses = [now.loss for now in past[:k]]
+        weights = average ** np.arange(k)[::-1] * np.append(1, np.full(k - 1, 1 - average))
+        rose = losses[-1] > (1 + tolerance) * weights @ losses
+        sigma = 1 + (sigma - 1) / 2 if rose else min(sigma + rise, sigma_high)
+        eta = min(cdat(past[:k], 1.0 if rose else sigma, beta, curvature=curvature), ceiling)
+        ceiling = growth * eta if eta > 0 else ceiling
+    return eta
+
+
+# Rules of others, from paper/rivals.py.
+
+
+def dog(past, reach=1e-4):
+    first = past[0].w
+    distances = [np.linalg.norm(now.w - first) for now in past]
+    return max(reach * (1 + np.linalg.norm(first)), *distances) / np.sqrt(sum(now.u @ now.u for now in past))
+
+
+def ngn(past, lr=1.0):
+    return 1 / (1 / lr - past[-1].g @ past[-1].u / (2 * past[-1].loss))
+
+
+def nonmonotone(past, slope=1e-4, average=0.85, shrink=0.8, grow=4.0, lr_max=100.0):
+    weights = average ** np.arange(len(past))[::-1]
+    now, last = past[-1], past[-2].taken if len(past) > 1 else 0
+    mean = weights @ [before.loss for before in past] / weights.sum()
+    guess = min(grow * last, lr_max) if last > 0 else lr_max
+    for eta in guess * shrink ** np.arange(1000):
+        if now.f(now.w + eta * now.u) <= mean + slope * eta * now.g @ now.u:
+            return eta
+    return 0.0
 
 
 SEARCHES = [
@@ -89,8 +120,11 @@ CASES = [
     (hypergradient, {}),
     (hypergradient, {"hyper_rate": 0.5}),
     (feedback, {}),
-    (feedback, {"sigma_high": 1.5, "tolerance": 0.0, "average": 0.5, "beta": 0.5}),
-    (feedback, {"curvature": "gauss-newton", "every": 3}),
+    (feedback, {"rise": 0.3, "tolerance": 0.0, "growth": 1.1, "sigma_high": 2.2, "average": 0.5, "beta": 0.0}),
+    (feedback, {"curvature": "hessian", "growth": np.inf}),
+    (dog, {"reach": 0.1}),
+    (ngn, {"lr": 3.0}),
+    (nonmonotone, {"lr_max": 5.0}),
 ]
 
 
@@ -353,11 +387,12 @@ def test_a_search_ends_after_max_trials(max_trials, eta):
 
 NUMBERS = {"constant": {"lr": 0.05}, "schedule": {"lr": 0.05}, "cdat": {"sigma": 1.0, "beta": 0.5},
            "polyak": {"lr_max": 0.1}, "hypergradient": {"lr": 0.05}, "exact": {"sigma": 0.5},
-           "feedback": {"sigma_high": 1.5}}  # fmt: skip
+           "feedback": {"sigma_high": 1.5}, "dog": {"reach": 0.01}, "ngn": {"lr": 0.05}}  # fmt: skip
+WORDS = {"feedback": {"curvature": "hessian"}}  # for a loss in one piece
 PAIRS = [*(("gd", name) for name in TUNERS), *((name, "greedy") for name in gd.OPTIMIZERS if name != "gd")]
 
 
-@pytest.mark.parametrize("optimizer, tuner, words", [*((*pair, {}) for pair in PAIRS), ("gd", "cdat", {"every": 30})])
+@pytest.mark.parametrize("optimizer, tuner, words", [*((*pair, WORDS.get(pair[1], {})) for pair in PAIRS), ("gd", "cdat", {"every": 30})])
 def test_a_batch_without_gradient_or_curvature_leaves_later_steps_usable(optimizer, tuner, words):
     def f(w, batch):
         h, b, least, kink, at = batch
@@ -393,16 +428,17 @@ def test_a_batch_without_gradient_or_curvature_leaves_later_steps_usable(optimiz
 def test_feedback_that_always_resets_is_greedy_and_one_that_never_does_is_cdat():
     with jax.enable_x64(True):
         for tolerance, sigma in (-1.0, 1.0), (1e9, 1.7):
-            plain = train(MINI, "momentum", "cdat", {}, {"sigma": sigma})
-            ours = train(MINI, "momentum", "feedback", {}, {"sigma_high": 1.7, "tolerance": tolerance})
+            plain = train(MINI, "momentum", "cdat", {}, {"sigma": sigma, "beta": 0.5})
+            numbers = {"sigma_high": 1.7, "tolerance": tolerance, "growth": np.inf}
+            ours = train(MINI, "momentum", "feedback", {}, numbers, curvature="hessian")
             assert [now.eta for now in ours] == [now.eta for now in plain]
 
 
 def test_feedback_forgets_a_loss_that_is_not_a_number():
-    _, state = rate_of("feedback", A, ONES, value=7.0)
+    _, state = rate_of("feedback", A, ONES, value=7.0, words=WORDS["feedback"])
     assert state[0] == 7
     for bad in np.nan, np.inf:
-        assert rate_of("feedback", A, ONES, state=state, value=bad)[1][0] == 7
+        assert rate_of("feedback", A, ONES, state=state, value=bad, words=WORDS["feedback"])[1][0] == 7
 
 
 # --- In other people's loops.
@@ -445,7 +481,7 @@ def test_eta_and_state_have_the_dtype_of_w_whatever_that_of_data_and_numbers(nam
         w, data = jnp.ones(3, jnp.float32), jnp.arange(6.0).reshape(2, 3)
         assert data.dtype == "float64"
         numbers = {key: np.float64(value) for key, value in NUMBERS.get(name, {}).items()}
-        rule = TUNERS[name](**({"steps": 9} if name == "schedule" else {}), **numbers)
+        rule = TUNERS[name](**({"steps": 9} if name == "schedule" else {}), **numbers, **WORDS.get(name, {}))
         carry = gd.init_carry(w, gd.gd(), rule)
         step = gd.make_step(lambda w, data: jnp.mean((data @ w - 1) ** 2), gd.gd(), rule)
         one = jit(lambda carry, _: step(carry, data))
@@ -467,7 +503,7 @@ def test_parameters_that_are_neither_float32_nor_float64_are_refused_in_one_line
 
 @pytest.mark.parametrize("name", ["linesearch", "greedy", "cdat", "feedback"])
 def test_a_loss_with_auxiliary_output_is_refused_in_one_line_that_says_what_to_give(name):
-    rule, value, g, u = each(name)
+    rule, value, g, u = each(name, **WORDS.get(name, {}))
     for f in lambda w: (LINE(w), "more"), lambda w: LINE(w) * jnp.ones(2):
         with pytest.raises(TypeError, match=r"one number.*lambda w: f\(w\)\[0\]"):
             rule.rate(rule.init(AT), f, AT, value, g, u)
