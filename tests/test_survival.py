@@ -94,7 +94,7 @@ def at_once(folder, environment):
     """Ctrl-C while all is still loaded; and a run that was started where Ctrl-C is ignored."""
     pressed = []
     for k, seconds in enumerate((0.5, 1.0, 2.0)):
-        process = start(environment, *LINE, folder / str(k))
+        process = start(environment, *LINE, folder / str(k), "--steps", 100_000)  # so that none ends before
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         pressed.append(ended(process))
