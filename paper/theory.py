@@ -187,7 +187,7 @@ def feedback_model(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average
         where f > (1 + τ) m:  σ ← (1 + σ)/2, s = 1;   else:  σ ← min(σ + a, σ_high), s = σ
 
     The rule looks at the loss of the very step whose rate it chooses, hence no lag; m, which f₀ starts, holds it.
-    Here λ grows as it does under σ = 2, to 20.4 at step 400: a greedy step leaves next to no p, so nothing pushes λ
+    Here λ grows faster than under σ = 2, to 20.4 at step 400: a greedy step leaves next to no p, so nothing pushes λ
     back. Real runs of the rule lower it; a real loss has more eigenvalues than two.
 
     >>> [round(float(y), 2) for y in feedback_model(steps=8).y]  # p grows by a quarter a step and more, till it is cut
