@@ -132,24 +132,30 @@ def below_edge(eps=0.05, p=0.09, lam=1.9, a=1.0, b=0.5, steps=100):
     return moving_rate(lambda t, lam: 2 * (1 - eps) / lam, p, lam, a, b, steps)  # (6)
 
 
-def two_energies(scaling, lam, lr, p, q, a, b, nu, steps, lagged, growth=jnp.inf):
+def energies(scaling, lam, lr, p, q, a, b, nu, kappa, steps, lagged, growth=jnp.inf):
     """(9) and (10) with σ from scaling(f, memory) -> (σ, memory), f being the model's loss; the first memory is (f₀, 2).
 
+    nu and q: numbers, or arrays of as many second eigenvalues as there are to be
+    kappa: κ, of a fourth-order term κx⁴/24 in the loss, which the paper's model does not have
     growth: the most by which the rate grows in a step
 
-    >>> two_energies(lambda f, memory: (1.0, memory), 4.0, 0.5, 1.0, 0.0, 0.0, 0.0, 0.1, 1, True).learning_rate.tolist()
+    With κ the slope along v is (λ + κp/6) x and the curvature λ + κp/2, so a swing sees less of κ than CDAT does.
+
+    >>> same = lambda f, memory: (1.0, memory)
+    >>> energies(same, 4.0, 0.5, 1.0, 0.0, 0.0, 0.0, 0.1, 0.0, 1, True).learning_rate.tolist()
     [0.5, 0.25]
     """
-    lam, lr, p, q, a, b, nu = floats(lam, lr, p, q, a, b, nu)
-    loss = lambda lam, p, q: (lam * p + nu * q) / 2
+    lam, lr, p, q, a, b, nu, kappa = floats(lam, lr, p, q, a, b, nu, kappa)
+    loss = lambda lam, p, q: (lam * p + kappa * p**2 / 12 + jnp.sum(nu * q)) / 2
 
     def step(t, state):
         eta, lam, p, q, memory = state
-        y = eta * lam - 2
-        new = lam + eta * (a - b * p), (1 + y) ** 2 * p, (1 - eta * nu) ** 2 * q  # λ₊, p₊, q₊ (10)
+        slope = lam + kappa * p / 6  # over x
+        new = lam + eta * (a - b * p), (1 - eta * slope) ** 2 * p, (1 - eta * nu) ** 2 * q  # λ₊, p₊, q₊ (10)
         lam, p, q = (lam, p, q) if lagged else new
         sigma, memory = scaling(loss(lam, p, q), memory)
-        n, d = lam**2 * p + nu**2 * q, jnp.abs(lam**3 * p + nu**3 * q)  # |·| as in (8); λ < 0 is not meant to occur
+        slope, bend = lam + kappa * p / 6, lam + kappa * p / 2
+        n, d = slope**2 * p + jnp.sum(nu**2 * q), jnp.abs(bend * slope**2 * p + jnp.sum(nu**3 * q))  # |·| as in (8)
         eta = jnp.minimum(sigma * n / d, growth * eta)  # (9)
         eta = jnp.where(d > 0, eta, 0).astype(lam.dtype)  # no step where both energies underflowed
         return eta, *new, memory
@@ -159,7 +165,8 @@ def two_energies(scaling, lam, lr, p, q, a, b, nu, steps, lagged, growth=jnp.inf
     return Path(eta, lam, eta * lam - 2, p, q)
 
 
-def cdat_model(sigma=2.0, lam=18.0, lr=0.05, p=4.0, q=4.0, a=0.05, b=0.1, nu=0.1, steps=4000, lagged=True):
+def cdat_model(sigma=2.0, lam=18.0, lr=0.05, p=4.0, q=4.0, a=0.05, b=0.1, nu=0.1, kappa=0.0, steps=4000,
+               lagged=True):  # fmt: skip
     """CDAT in the model, a `Path`. The defaults are Figure 9's, where σ is 2 and 1.9; lr is the rate of step 0.
 
         η₊ = σ (λ²p + ν²q)/(λ³p + ν³q)    (9)
@@ -176,7 +183,7 @@ def cdat_model(sigma=2.0, lam=18.0, lr=0.05, p=4.0, q=4.0, a=0.05, b=0.1, nu=0.1
     >>> [round(float(cdat_model(sigma).sharpness[4000]), 1) for sigma in (2.0, 1.9)]
     [27.9, 33.5]
     """
-    return two_energies(lambda f, memory: (sigma, memory), lam, lr, p, q, a, b, nu, steps, lagged)
+    return energies(lambda f, memory: (sigma, memory), lam, lr, p, q, a, b, nu, kappa, steps, lagged)
 
 
 def feedback_model(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, lam=18.0, lr=0.05, p=4.0, q=4.0,
@@ -201,7 +208,30 @@ def feedback_model(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average
         sigma = jnp.where(rose, (1 + sigma) / 2, jnp.minimum(sigma + rise, sigma_high))
         return jnp.where(rose, 1, sigma), (m.astype(f.dtype), sigma.astype(f.dtype))
 
-    return two_energies(scaling, lam, lr, p, q, a, b, nu, steps, lagged, growth)
+    return energies(scaling, lam, lr, p, q, a, b, nu, 0.0, steps, lagged, growth)
+
+
+def derivatives(f, w, v, order=4):
+    """f and its derivatives along v, of t ↦ f(w + tv) at t = 0: an array (f, ∇f·v, vᵀHv, τ, κ) for order 4.
+
+    Jvps within jvps: forward passes alone, 2^order of them before the compiler finds those that are equal. On a network
+    with relu they are those of the piece that w lies in.
+
+    >>> f = lambda w: 2 * w**2 + 5 * w**3 / 6 - 7 * w**4 / 24  # λ = 4, τ = 5, κ = −7
+    >>> derivatives(f, jnp.array(0.0), jnp.array(1.0)).tolist()
+    [0.0, 0.0, 4.0, 5.0, -7.0]
+    """
+    along = lambda t: f(jax.tree.map(lambda w, v: w + t * v, w, v))
+    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(w)))
+    found = [along]
+    for _ in range(order):
+        found.append(slope(found[-1]))
+    return jnp.stack([function(zero) for function in found])
+
+
+def slope(function):
+    """The derivative of a function of a number."""
+    return lambda t: jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
 class Measured(NamedTuple):

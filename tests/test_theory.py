@@ -47,20 +47,20 @@ def valley_by_hand(rate, x, lam, a, b, steps, new_x=False):
     return np.array(rows).T
 
 
-def cdat_by_hand(scaling, steps, lagged):
-    """(9) and (10) at Figure 9's numbers, from gradients and Hessians: rows of (η, λ, p, q)."""
-    a, b, nu, eta, lam, w = 0.05, 0.1, 0.1, 0.05, 18.0, np.array([2.0, 2.0])
-    losses, rows = [w @ np.diag([lam, nu]) @ w / 2], []
+def cdat_by_hand(scaling, steps, lagged, kappa=0.0, nu=(0.1,)):
+    """(9) and (10) at Figure 9's numbers, from gradients and Hessians: rows of (η, λ, p, q of each ν)."""
+    a, b, eta, lam, w, nu = 0.05, 0.1, 0.05, 18.0, np.full(1 + len(nu), 2.0), np.array(nu)
+    gradient = lambda lam, w: np.append(lam * w[0] + kappa * w[0] ** 3 / 6, nu * w[1:])
+    hessian = lambda lam, w: np.diag(np.append(lam + kappa * w[0] ** 2 / 2, nu))
+    loss = lambda lam, w: (lam * w[0] ** 2 + nu @ w[1:] ** 2) / 2 + kappa * w[0] ** 4 / 24
+    losses, rows = [loss(lam, w)], []
     for _ in range(steps + 1):
         rows.append((eta, lam, *w**2))
-        old, h = w, np.diag([lam, nu])
-        w, lam = w - eta * h @ w, lam + eta * (a - b * w[0] ** 2)
-        if lagged:
-            seen, h = old, h
-        else:
-            seen, h = w, np.diag([lam, nu])
-        g = h @ seen
-        losses.append(seen @ h @ seen / 2)
+        old = lam, w
+        lam, w = lam + eta * (a - b * w[0] ** 2), w - eta * gradient(lam, w)
+        seen = old if lagged else (lam, w)
+        g, h = gradient(*seen), hessian(*seen)
+        losses.append(loss(*seen))
         eta = scaling(losses) * (g @ g) / (g @ h @ g)
     return np.array(rows).T
 
@@ -190,6 +190,24 @@ def feedback(lagged, **numbers):
 def test_cdat_in_the_model_is_cdat_on_a_gradient_and_a_hessian(sigma, lagged):
     eta, lam, p, q = cdat_by_hand(lambda losses: sigma, 60, lagged)
     close(cdat(sigma, lagged), learning_rate=eta, sharpness=lam, p=p, q=q, y=eta * lam - 2)
+
+
+@lagged_or_not
+@pytest.mark.parametrize("kappa", [0.0, 3.0, -0.5])
+def test_more_eigenvalues_and_a_fourth_order_term_are_those_of_a_loss_that_has_them(kappa, lagged):
+    nu = [0.1, 1.0, 4.0]
+    eta, lam, p, *q = cdat_by_hand(lambda losses: 2.1, 10, lagged, kappa, nu)
+    with jax.enable_x64(True):
+        numbers = dict(sigma=2.1, q=jnp.full(3, 4.0), nu=jnp.array(nu), kappa=kappa)
+        path = jitted(theory.cdat_model, lagged=lagged, steps=10)(numbers)
+    close(path, learning_rate=eta, sharpness=lam, p=p, q=np.array(q).T)
+
+
+def test_with_a_positive_kappa_a_range_of_sigma_settles_where_the_swing_keeps_its_size():
+    path = in_float64(theory.cdat_model, {"lagged": False}, sigma=2.25, kappa=1.0)
+    slope, bend = (path.sharpness + path.p / order for order in (6, 2))
+    assert path.p[-1] == pytest.approx(0.5, rel=0.02)  # a/b
+    assert 2.25 * slope[-1] / bend[-1] == pytest.approx(2, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +345,39 @@ def test_with_the_eigenvector_of_the_moment_only_the_sharpening_at_rest_is_the_m
     assert got.a_rest == pytest.approx(c * s, rel=0.01)
     assert got.a == pytest.approx(c * s - 2.5 * (c * x) ** 2, rel=0.01)
     assert got.b == pytest.approx(c**2, rel=0.01) and abs(got.x) == pytest.approx(x, rel=0.01)
+
+
+# --- Derivatives along a line, and whether swings along it stay bounded.
+
+
+def test_derivatives_along_v_are_those_of_a_quartic_and_central_differences_of_a_network():
+    lam, tau, kappa = 3.0, -5.0, 7.0
+    quartic = lambda w: lam * w["x"] ** 2 / 2 + tau * w["x"] ** 3 / 6 + kappa * w["x"] ** 4 / 24
+    with jax.enable_x64(True):
+        got = theory.derivatives(quartic, {"x": jnp.array(0.0)}, {"x": jnp.array(2.0)})
+        np.testing.assert_allclose(got, [0, 0, 4 * lam, 8 * tau, 16 * kappa], rtol=1e-14)
+        w, v = (jax.random.normal(jax.random.key(k), (4,)) for k in (0, 1))
+        f = lambda w: jnp.mean(jnp.tanh(jnp.outer(jnp.linspace(-1, 2, 5), w)) @ jnp.cos(w)) ** 2
+        got = theory.derivatives(f, w, v)
+        h, line = 0.02, jit(jax.vmap(lambda t: f(w + t * v)))
+        t = np.arange(-5, 6)
+        weights = np.linalg.solve(np.vander(t, increasing=True).T, np.eye(11)[:, :5])  # of differences of order 10
+        differences = np.asarray(line(jnp.asarray(h * t))) @ weights
+    np.testing.assert_allclose(got, differences * [1, 1, 2, 6, 24] / h ** np.arange(5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("tau, kappa", [(4.0, 3.0), (4.0, -3.0), (0.0, 3.0), (0.0, -3.0), (1.0, 3.0), (1.0, 0.5)])
+def test_beyond_the_edge_swings_stay_bounded_by_one_sign_at_a_constant_rate_and_another_under_cdat(tau, kappa):
+    lam = 2.0
+    slope = lambda t: lam * t + tau * t**2 / 2 + kappa * t**3 / 6
+    bend = lambda t: lam + tau * t + kappa * t**2 / 2
+    for rate, bounded in (("constant", tau**2 / lam**2 > kappa / (3 * lam)), ("cdat", kappa > 0)):
+        t = 0.01
+        for _ in range(60_000):
+            t -= 2.0001 * slope(t) / (lam if rate == "constant" else bend(t))
+            if not abs(t) < 0.1:
+                break
+        assert (abs(t) < 0.1) == bounded
 
 
 # --- All of them.
