@@ -10,6 +10,8 @@ from matplotlib.patches import Rectangle
 import plots
 from paper import drawings, results
 
+RIVAL_COLORS = {"dog": "#999933", "ngn": "#661100", "nonmonotone": "#44AA99"}
+
 
 def start_of(kinds):
     """The loss that runs began with: what ends above it blew up."""
@@ -119,62 +121,67 @@ def width_and_depth(kinds, file):
     plots.finish(figure, axes, file)
 
 
-def against(other, searched=results.SEARCHED):
-    """The final loss of each run over the median one of the runs called `other`, setting by setting."""
+def against(other):
+    """The final loss of each tuner at its best over that of `other`, setting by setting: medians, a bar over the seeds."""
 
     def draw(kinds, file):
-        settings = list(dict.fromkeys(kind.setting for kind in kinds))
-        named = [(kind.config.tuner.replace("cdat", "CDAT"), kind) for kind in results.tuned(kinds, searched)]
-        named = [(kind.label.split(",")[0] if name == "CDAT" and "cdat" not in searched else name, kind)
-                 for name, kind in named]  # fmt: skip
-        names = list(dict.fromkeys(name for name, _ in named))
-        base = {kind.setting: results.median(kind, "loss") for name, kind in named if name == other}
+        best = results.best_of_each(kinds)
+        names = list(dict.fromkeys(name for of_setting in best.values() for name in of_setting))
         figure, axis = drawings.subplots(figsize=(11, 4.2))
-        for name, kind in named:
-            same = [one for one in names if one.split()[0] == name.split()[0]]
-            color, _ = plots.look(kind.config.tuner, same.index(name))
-            x = settings.index(kind.setting) + (names.index(name) - (len(names) - 1) / 2) / (len(names) + 2)
-            marker = {"dog": "s", "ngn": "D", "nonmonotone": "^"}.get(name, "o")  # which have one colour
-            axis.plot([], [], marker, color=color, label=name, markersize=4)
-            for row in kind.rows:
-                ratio = np.clip(row["loss"] / base[kind.setting], 1 / 30, 30)
-                axis.plot(x, ratio, "x" if ratio in (1 / 30, 30) else marker, color=color, markersize=4)
+        for place, of_setting in enumerate(best.values()):
+            base = results.median(of_setting[other], "loss")
+            for name, kind in of_setting.items():
+                tuner = kind.config.tuner
+                color = RIVAL_COLORS.get(tuner) or plots.COLORS[tuner]
+                ratios = [np.clip(row["loss"] / base, 1 / 30, 30) for row in kind.rows]
+                x = place + (names.index(name) - (len(names) - 1) / 2) / (len(names) + 2)
+                median = np.median(ratios)
+                marker = "^" if median == 30 else "v" if median == 1 / 30 else "o"
+                face = "white" if name.endswith("uᵀGu") else color
+                axis.vlines(x, min(ratios), max(ratios), color=color, alpha=0.5, linewidth=1.5)
+                axis.plot(x, median, marker, color=color, markerfacecolor=face, markersize=5)
+                axis.plot([], [], "o", color=color, markerfacecolor=face, label=name, markersize=5)
         axis.axhline(1, color=drawings.GREY, linewidth=0.8, zorder=0)
-        axis.set(yscale="log", ylim=(1 / 40, 40), xlim=(-0.6, len(settings) - 0.4))
-        axis.set_ylabel(f"final loss over that of {other}\n(crosses: beyond 30 times either way)", fontsize=9)
-        axis.set_xticks(range(len(settings)), [setting.replace(", ", "\n") for setting in settings])
-        for x in range(1, len(settings)):
+        axis.set(yscale="log", ylim=(1 / 40, 40), xlim=(-0.6, len(best) - 0.4))
+        axis.set_ylabel(f"final loss over that of {other}\n(triangles: beyond 30 times either way)", fontsize=9)
+        axis.set_xticks(range(len(best)), [setting.replace(", ", "\n") for setting in best])
+        for x in range(1, len(best)):
             axis.axvline(x - 0.5, color="#DDDDDD", linewidth=0.8, zorder=0)
         plots.finish(figure, axis, file)
 
     return draw
 
 
-def numbers(*names):
-    """The final loss against each of some numbers of a tuner, the others as usual; a line a setting, its range a bar."""
+def numbers(**labels):
+    """The final loss against each of some numbers of a tuner, over that with its usual value, which has a ring."""
 
     def draw(kinds, file):
-        values = {name: [vars(kind.config)[name] for kind in kinds] for name in names}
+        values = {name: [vars(kind.config)[name] for kind in kinds] for name in labels}
         usual = {name: max(of_name, key=of_name.count) for name, of_name in values.items()}
         settings = list(dict.fromkeys(kind.setting for kind in kinds))
         figure, axes = drawings.subplots(2, 3, figsize=(9, 5), sharey=True)
-        for axis, name in zip(axes.flat, names):
+        for axis, name in zip(axes.flat, labels):
             ticks = sorted({*values[name]})
             for k, setting in enumerate(settings):
                 found = {}
                 for kind in kinds:
-                    changed = [other for other in names if vars(kind.config)[other] != usual[other]]
+                    changed = [other for other in labels if vars(kind.config)[other] != usual[other]]
                     if kind.setting == setting and changed in ([], [name]):
-                        found[ticks.index(vars(kind.config)[name])] = [row["loss"] for row in kind.rows]
-                x = sorted(found)
+                        found[ticks.index(vars(kind.config)[name])] = np.array([row["loss"] for row in kind.rows])
+                base = np.median(found[ticks.index(usual[name])])
+                at = sorted(found)
+                x = np.array(at) + 0.08 * (k - 1)  # beside each other
+                medians = [np.median(found[place]) / base for place in at]
+                low, high = [min(found[place]) / base for place in at], [max(found[place]) / base for place in at]
                 color = (drawings.BLUE, drawings.ORANGE, drawings.BLACK)[k % 3]
-                axis.plot(x, [np.median(found[at]) for at in x], "o-", color=color, markersize=4, label=setting)
-                axis.vlines(x, [min(found[at]) for at in x], [max(found[at]) for at in x], color=color, alpha=0.4)
+                axis.plot(x, medians, "o-", color=color, markersize=4, linewidth=1, label=setting)
+                axis.vlines(x, low, high, color=color, alpha=0.5)
+            axis.plot(ticks.index(usual[name]), 1, "o", color=drawings.GREY, fillstyle="none", markersize=18)
             axis.set_xticks(range(len(ticks)), ["none" if value == 1e30 else f"{value:g}" for value in ticks])
-            axis.set_xlabel(plots.NAMES.get(name, name))
+            axis.set_xlabel(labels[name], fontsize=9)
             axis.set_yscale("log")
         for axis in axes[:, 0]:
-            axis.set_ylabel("final training loss")
+            axis.set_ylabel("final loss over the usual one's", fontsize=9)
         plots.finish(figure, axes, file)
 
     return draw

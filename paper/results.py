@@ -97,6 +97,25 @@ def write(file, rows):
     data.write(file, lambda stream: stream.write("\n".join([header, *lines, ""]).encode()))
 
 
+def kept(file, name, measure):
+    """The row of that name beside a figure, from measure() where it is not there yet: a dict of numbers."""
+    file = file.with_suffix(".csv")
+    rows = read(file)
+    if name not in rows:
+        new = {name: measure()}
+        print(name, *(f"{key} {value:.3g}" for key, value in new[name].items()), flush=True)
+        with data.owned(file.parent):  # no other process may write between the two
+            rows = read(file) | new
+            write(file, rows)
+    return rows[name]
+
+
+def rows_of(name, start=""):
+    """The committed rows of a question whose names start like that."""
+    rows = read(FIGURES / f"{name}.csv")
+    return {key: row for key, row in rows.items() if key.startswith(start)}
+
+
 class Kind(NamedTuple):
     """Runs that differ in their seed alone."""
 
@@ -158,11 +177,8 @@ def table(kinds):
     return markdown(columns, [[kind.setting, kind.label, spread(kind), *numbers(kind)] for kind in kinds])
 
 
-def matrix(kinds, column="loss", ours="feedback"):
-    """A line for each setting, a column for each tuner, the tuned setting of each; the lowest median of a line is bold.
-
-    Below it, for each of the others, in how many settings ours ends below and above it.
-    """
+def best_of_each(kinds):
+    """By setting, then by tuner (CDAT with each curvature): the kind that ends lowest."""
     best = {}
     for kind in kinds:
         of_setting = best.setdefault(kind.setting, {})
@@ -171,6 +187,15 @@ def matrix(kinds, column="loss", ours="feedback"):
             tuner += ", uᵀGu" if kind.config.curvature == "gauss-newton" else ", uᵀHu"
         if tuner not in of_setting or median(kind, "loss") < median(of_setting[tuner], "loss"):
             of_setting[tuner] = kind
+    return best
+
+
+def matrix(kinds, column="loss", ours="feedback"):
+    """A line for each setting, a column for each tuner, the tuned setting of each; the lowest median of a line is bold.
+
+    Below it, for each of the others, in how many settings ours ends below and above it.
+    """
+    best = best_of_each(kinds)
     tuners = list(dict.fromkeys(tuner for of_setting in best.values() for tuner in of_setting))
     lines = []
     for setting, of_setting in best.items():
