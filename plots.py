@@ -11,7 +11,6 @@ Copying: this file needs numpy and matplotlib alone, and no screen. Read next: p
 
 import argparse
 import json
-import math
 import shutil
 import sys
 import time
@@ -30,12 +29,11 @@ COLORS = {
 }  # fmt: skip
 LOOKS = [(1.0, "-"), (0.45, "--"), (1.4, ":"), (1.65, "-."), (0.7, (0, (6, 2)))]  # of a tuner's runs: lightness, line
 
-QUANTITIES = {
+QUANTITIES = {  # what is not here is called as its column
     "loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
     "product": "rate × sharpness, ηλ", "grad_norm": "gradient norm", "turn": "cos∠(u now, u before)",
-    "alignment": "alignment of u with\nthe top eigenvector",
+    "alignment": "alignment of u with\nthe top eigenvector", "curvature": "curvature along u, uᵀHu/‖u‖²",
     "greedy_gain": "loss after an on-edge step\n− loss after a greedy one",
-    "test_loss": "test loss", "test_accuracy": "test accuracy", "curvature": "curvature along u, uᵀHu/‖u‖²",
 }  # fmt: skip
 LOG = ("loss", "learning_rate", "sharpness", "grad_norm", "test_loss")  # drawn on a log axis
 
@@ -80,14 +78,14 @@ def progress(steps):
         if rows:
             done, loss = rows[-1]["step"] + 1, float(rows[-1]["loss"])
             rate = geometric(np.array([row["learning_rate"] for row in rows[-10:]], float))
-            lam = last_measured(np.array([lam, *(row.get("sharpness", np.nan) for row in rows)], float))
+            lam = last_measured([lam, *(row.get("sharpness", np.nan) for row in rows)])
             product = f" product {rate * lam:.3g}" if np.isfinite(lam) else ""
             text = f"{done:6d}/{steps} loss {loss:<9.4g} rate {rate:<8.3g}{product}"
             end = "\n" if done == steps or not np.isfinite(loss) else ""
-        if rows and first:  # the first interval compiles: no pace to judge by
-            left = (time.time() - first[0]) / (done - first[1]) * (steps - done)
-            text += f", {timedelta(seconds=round(left))} left"
-        first = first or (rows and (time.time(), done))
+            if first:
+                left = (time.time() - first[0]) / (done - first[1]) * (steps - done)
+                text += f", {timedelta(seconds=round(left))} left"
+            first = first or (time.time(), done)  # this interval compiled: no pace to judge by
         if sys.stdout.isatty():
             columns = shutil.get_terminal_size().columns - 1
             print(f"\r{text[:columns]:{columns}}", end=end, flush=True)
@@ -107,8 +105,10 @@ def edge(settings):
     return 2.0
 
 
-NAMES = {"sigma": "σ", "beta": "β", "batch_size": "batch", "weight_decay": "weight decay", "sigma_high": "σ_high",
-         "tolerance": "τ", "rise": "a", "growth": "c", "average": "ρ", "lr_max": "at most", "hyper_rate": "rate"}  # fmt: skip
+NAMES = {
+    "sigma": "σ", "beta": "β", "batch_size": "batch", "weight_decay": "weight decay", "sigma_high": "σ_high",
+    "tolerance": "τ", "rise": "a", "growth": "c", "average": "ρ", "lr_max": "at most", "hyper_rate": "rate",
+}  # fmt: skip
 WHAT = ("dataset", "samples", "model", "preset", "width", "depth", "loss", "weight_decay", "optimizer", "batch_size")
 SHOWN = {"constant": "lr", "schedule": "lr", "cdat": "sigma", "exact": "sigma"}  # named whether it differs or not
 
@@ -124,21 +124,19 @@ def labels(runs):
     >>> labels([cdat, {"tuner": "constant", "lr": 0.1}])
     ['CDAT σ = 2', 'constant 0.1']
     """
-
-    def label(settings):
+    names = []
+    for settings in runs:
         tuner, shown = settings["tuner"], SHOWN.get(settings["tuner"])
         words = [tuner.replace("cdat", "CDAT")]
         if shown:
             words[0] += f"{' σ =' if shown == 'sigma' else ''} {settings[shown]:g}"
         for name, value in settings.items():
-            among = runs if name in WHAT else [other for other in runs if other["tuner"] == tuner]
+            among = runs if name in (*WHAT, "seed") else [other for other in runs if other["tuner"] == tuner]
             differ = len({str(other[name]) for other in among if name in other}) > 1
-            if differ and name not in ("tuner", "seed", "steps", shown):
-                text = f"{value:g}" if type(value) in (int, float) else str(value)
-                words.append(text if type(value) is str else f"{NAMES.get(name, name)} {text}")
-        return ", ".join(words)
-
-    return [label(settings) for settings in runs]
+            if differ and name not in ("tuner", "steps", shown):
+                words.append(value if type(value) is str else f"{NAMES.get(name, name)} {value}".removesuffix(".0"))
+        names.append(", ".join(words))
+    return names
 
 
 def setting_of(settings):
@@ -148,11 +146,9 @@ def setting_of(settings):
         if settings.get(name) not in (None, "relu", "lecun", "none"):  # as in the paper
             network = f"{settings[name]} {network}"
     loss = settings.get("loss") if settings.get("model") == "mlp" else None
-    words = [network, settings.get("dataset"), loss, settings["optimizer"]]
-    words = [word for word in words if word not in (None, "mse", "gd")]
-    if settings.get("batch_size"):
-        words.append(f"batch {settings['batch_size']}")
-    return ", ".join(words)
+    batch = f"batch {settings['batch_size']}" if settings.get("batch_size") else None
+    words = [network, settings.get("dataset"), loss, settings["optimizer"], batch]
+    return ", ".join(word for word in words if word not in (None, "mse", "gd"))
 
 
 def final_loss(history):
@@ -167,7 +163,7 @@ def diverged(history):
 
 def last_measured(column):
     """The last entry that is not nan."""
-    return next((value for value in column[::-1] if np.isfinite(value)), math.nan)
+    return next((value for value in column[::-1] if np.isfinite(value)), np.nan)
 
 
 def products(history):
@@ -176,9 +172,8 @@ def products(history):
     A rate may alternate from step to step, as it does under greedy: measured steps alone show every other rate.
     """
     step, there = history["step"], np.isfinite(history["sharpness"])
-    if not there.any():
-        return np.full(len(step), np.nan)
-    return history["learning_rate"] * np.interp(step, step[there], history["sharpness"][there])
+    lam = np.interp(step, step[there], history["sharpness"][there]) if there.any() else np.nan
+    return history["learning_rate"] * lam
 
 
 def geometric(values):
@@ -196,18 +191,16 @@ def table(runs):
     measured, the latter the accuracy; raised: how many steps raised the loss. Below it stands what went wrong.
     """
     names = labels([run.settings for run in runs])
-    if len({run.settings.get("seed") for run in runs}) > 1:
-        names = [f"{name}, seed {run.settings['seed']}" for name, run in zip(names, runs)]
     losses = [final_loss(run.history) for run in runs]
     width = max(map(len, ["run", *names]))
     wrong, lines = [], [f"{'run':{width}}  {'loss':>9} raised {'rate':>8} {'sharpness':>9} product   test   time"]
     for name, loss, (_, history, facts) in zip(names, losses, runs):
         rate, product = geometric(history["learning_rate"][-10:]), geometric(products(history)[-10:])
-        mark = "*" if loss == min(losses) < math.inf and len(losses) > 1 else " "
-        raised, right = np.sum(np.diff(history["loss"]) > 0), last_measured(history["test_accuracy"])
-        lines.append(f"{name:{width}} {mark}{loss:9.4g} {raised:6d} {rate:8.3g} "
-                     f"{last_measured(history['sharpness']):9.4g} {product:7.3g} "
-                     f"{right:6.1%} {facts.get('seconds', math.nan):4.0f} s")  # fmt: skip
+        mark = "*" if loss == min(losses) < np.inf and len(losses) > 1 else " "
+        raised, seconds = np.sum(np.diff(history["loss"]) > 0), facts.get("seconds", np.nan)
+        lam, right = last_measured(history["sharpness"]), last_measured(history["test_accuracy"])
+        lines.append(f"{name:{width}} {mark}{loss:9.4g} {raised:6d} {rate:8.3g} {lam:9.4g} {product:7.3g} "
+                     f"{right:6.1%} {seconds:4.0f} s")  # fmt: skip
         if diverged(history):
             wrong.append(f"{name} diverged: its loss is not finite at step {history['step'][-1]:.0f}")
         elif loss > history["loss"][0]:
@@ -228,60 +221,54 @@ def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product"
     columns = {}
     for run in runs:
         columns.setdefault(setting_of(run.settings), []).append(run)
-    wrapped, rows = len(columns) == 1, len(quantities)
-    shape, size = (rows, len(columns)), (max(5, 2.7 * len(columns)), 0.7 + 1.9 * rows)
-    if wrapped:
-        shape, size = ((rows + 1) // 2, min(rows, 2)), (4.5 * min(rows, 2), 0.6 + 2.5 * ((rows + 1) // 2))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(*shape, sharex="col", squeeze=False)
-    for k, (setting, of_setting) in enumerate(columns.items()):
-        for axis, quantity in zip(axes.flat if wrapped else axes[:, k], quantities):
-            panel(axis, quantity, of_setting)
-            axis.set_title(QUANTITIES.get(quantity, quantity) if wrapped else "", fontsize=9, loc="left")
-        if not wrapped:
-            axes[0, k].set_title(setting.replace(", ", "\n", 1), fontsize=9, loc="left")
-    for axis, quantity in zip(axes[:, 0], () if wrapped else quantities):
-        axis.set_ylabel(QUANTITIES.get(quantity, quantity), fontsize=9)
-    for axis in axes[-1]:
-        axis.set_xlabel("step", fontsize=9)
-    if wrapped and rows > 2 and rows % 2:  # the last place stays empty
-        axes[-1, 1].remove()
-        axes[-2, 1].tick_params(labelbottom=True)
+    places = [(quantity, setting) for quantity in quantities for setting in columns]
+    one = len(columns) == 1
+    across, width, height = (min(len(places), 2), 4.5, 2.5) if one else (len(columns), 2.7, 1.9)
+    down = -(-len(places) // across)
+    figure = Figure(figsize=(width * across, 0.7 + height * down), layout="constrained")
+    axes = figure.subplots(down, across, sharex="col", squeeze=False)
+    for k, (axis, (quantity, setting)) in enumerate(zip(axes.flat, places)):
+        panel(axis, quantity, columns[setting])
+        name = QUANTITIES.get(quantity, quantity.replace("_", " "))
+        if one or k < across:
+            axis.set_title(name if one else setting.replace(", ", "\n", 1), fontsize=9, loc="left")
+        if not one and k % across == 0:
+            axis.set_ylabel(name, fontsize=9)
+        if k >= len(places) - across:  # there is none below it
+            axis.set_xlabel("step", fontsize=9)
+            axis.tick_params(labelbottom=True)
+    for axis in axes.flat[len(places) :]:
+        axis.remove()
     return finish(figure, axes, file)
 
 
 def panel(axis, quantity, runs):
-    """One quantity of the runs of one setting."""
-    names = [run.settings.get("name", label) for run, label in zip(runs, labels([run.settings for run in runs]))]
-    kinds = {}  # how many of each tuner there are; the first one is drawn on top, with its band
-    for name in dict.fromkeys(names):
-        same = [run for run, its in zip(runs, names) if its == name]
-        tuner = same[0].settings["tuner"]
-        k = kinds[tuner] = kinds.get(tuner, -1) + 1
+    """One quantity of the runs of one setting, and the edge."""
+    edges = sorted({edge(run.settings) for run in runs})
+    starts = [loss for run in runs for loss in run.history["loss"][:1]]
+    # What is far above is a start or the end of a run, and must not press the others flat.
+    top = {"loss": 4 * max(starts, default=1), "product": 2 * edges[-1]}.get(quantity, np.inf)
+    kinds = {}  # by tuner and name: runs that differ in the seed alone
+    for run, label in zip(runs, labels([run.settings | {"seed": 0} for run in runs])):
+        kind = run.settings["tuner"], run.settings.get("name", label).replace("$", r"\$")  # a dollar, no formula
+        kinds.setdefault(kind, []).append(run)
+    tuners = [tuner for tuner, _ in kinds]
+    for n, ((tuner, name), same) in enumerate(kinds.items()):
+        k = tuners[:n].count(tuner)  # the first kind of a tuner is drawn on top, with its band
         color, style = look(tuner, k)
-        line(axis, quantity, same, dict(color=color, linestyle=style, label=name, zorder=2 - k / 10), band=k == 0)
+        line(axis, quantity, same, top, k == 0, color=color, linestyle=style, label=name, zorder=2 - k / 10)
     values = np.concatenate([line.get_ydata() for line in axis.lines])
-    if quantity == "greedy_gain":  # it has both signs, and what blows up must not press the others flat
+    if quantity in LOG and len(values):
+        axis.set(yscale="log", ylim=(0.7 * values.min(), min(1.4 * values.max(), top)))
+    if quantity == "greedy_gain":  # it has both signs
         axis.set_yscale("symlog", linthresh=0.01)
         axis.axhline(0, color="#999999", linewidth=0.8, zorder=0)
-    if quantity in LOG and len(values):
-        axis.set_yscale("log")
-        starts = [run.history["loss"][0] for run in runs if len(run.history["loss"])]
-        top = 4 * max(starts) if quantity == "loss" else np.inf
-        axis.set_ylim(0.7 * values.min(), min(1.4 * values.max(), top))  # what blows up must not press the others flat
     if quantity == "product":
-        edges = sorted({edge(run.settings) for run in runs})
-        axis.set_ylim(0, 2 * edges[-1])  # what is far above the edge is a start, or the end of a run
+        axis.set_ylim(0, top)
         for value in edges:
             axis.axhline(value, color="#D55E00", linewidth=1, linestyle=(0, (6, 3)), zorder=0)
-            axis.annotate(f"edge {value:g}", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                          fontsize=8, color="#D55E00", bbox=dict(color="white", alpha=0.8, pad=1))  # fmt: skip
-    top = axis.get_ylim()[1]
-    for drawn in list(axis.lines):  # where a line leaves the panel for good
-        x, y = drawn.get_data()
-        last_inside = max(np.flatnonzero(np.asarray(y) <= top), default=-1)
-        if last_inside < len(y) - 1 and drawn.get_linestyle() != "None":
-            axis.plot(x[last_inside + 1], top, "^", color=drawn.get_color(), markersize=6, clip_on=False)
+            axis.annotate(f"edge {value:g}", (1.01, value), xycoords=("axes fraction", "data"), va="center",
+                          fontsize=7, color="#D55E00")  # fmt: skip
 
 
 def look(tuner, k):
@@ -291,60 +278,53 @@ def look(tuner, k):
     return tuple(share * color if share <= 1 else 1 - (2 - share) * (1 - color)), style
 
 
-def line(axis, quantity, runs, style, band=True):
-    """The median of runs that differ in the seed, the band they fill, and a cross where one diverged.
+def line(axis, quantity, runs, top, band, **style):
+    """The median of runs that differ in the seed, the band they fill, crosses and a triangle.
 
     A point is the mean over a hundredth of the steps, for noise and rates that alternate; on a log axis the geometric.
     """
     steps = max((run.history["step"] for run in runs), key=len)
-    table = np.full((len(runs), len(steps)), np.nan)  # a row a run
+    size = max(1, len(steps) // 100)
+    starts = range(0, len(steps), size)
+    mean = geometric if quantity in (*LOG, "product") else np.mean
+    table = np.full((len(runs), len(starts)), np.nan)  # a row a run
     for row, (_, history, _) in zip(table, runs):
         values = products(history) if quantity == "product" else history[quantity]
         shown = np.isfinite(values) & ((values > 0) | (quantity not in LOG))
-        row[: len(values)][shown] = values[shown]
+        for k, t in enumerate(starts):
+            if shown[t : t + size].any():
+                row[k] = mean(values[t : t + size][shown[t : t + size]])
         if diverged(history) and shown.any():
             end = min(values[shown][-1], 2 * values[0] if quantity == "loss" else np.inf)  # within the frame
             axis.plot(history["step"][shown][-1], end, "x", color=style["color"], markersize=7, markeredgewidth=1.5)
-    size = max(1, len(steps) // 100)
-    spans = np.array_split(np.arange(len(steps)), max(1, len(steps) // size))
-    mean = geometric if quantity in (*LOG, "product") else np.nanmean
-    table = np.array([[mean(row[span]) if np.isfinite(row[span]).any() else np.nan for span in spans] for row in table])
-    steps = np.array([steps[span[0]] if len(span) else np.nan for span in spans])
-    there = np.isfinite(table).sum(0) > len(runs) / 2
-    steps, table = steps[there], table[:, there]
-    axis.plot(steps, np.nanmedian(table, 0), linewidth=1.3, marker="o" if len(steps) == 1 else None, **style)
+    there = np.isfinite(table).sum(axis=0) > len(runs) / 2
+    points, table = steps[::size][there], table[:, there]
+    median = np.nanmedian(table, axis=0)
+    axis.plot(points, median, linewidth=1.3, marker="o" if len(points) == 1 else None, **style)
     if len(runs) > 1 and band:
-        low, high = np.nanmin(table, 0), np.nanmax(table, 0)
-        axis.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
-
-
-def plain(ticks):
-    """Numbers such as 0.05 on a log axis, between the powers of 10 as well where it shows few of these."""
-    low, high = ticks.get_view_interval()
-
-    def between(value, _):
-        digit = f"{value:e}"[0]
-        return f"{value:g}" if high < 50 * low and digit in "25" else ""
-
-    ticks.set_major_formatter("{x:g}")
-    ticks.set_minor_formatter(between)
+        low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
+        axis.fill_between(points, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    left = 1 + max(np.flatnonzero(median <= top), default=-1)  # from here on it is above the panel
+    if left < len(points):
+        axis.plot(points[left], top, "^", color=style["color"], markersize=6, clip_on=False)
 
 
 def finish(figure, axes, file):
     """What all figures share: no box around a panel, small numbers, one legend on top. Saves it; returns the path."""
     entries = {}
+    two_or_five = lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""
     for axis in np.asarray(axes).flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(which="both", labelsize=8)
         for ticks in (axis.xaxis, axis.yaxis):
-            if ticks.get_scale() == "log":
-                plain(ticks)
-        entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+            if ticks.get_scale() == "log":  # numbers such as 0.05, between the powers of 10 too where these are few
+                low, high = ticks.get_view_interval()
+                ticks.set(major_formatter="{x:g}", minor_formatter=two_or_five if high < 50 * low else "")
+        handles, names = axis.get_legend_handles_labels()
+        entries |= dict(zip(names, handles))
     if 0 < len(entries) <= 24:  # more would lie over the panels
         ncols = max(1, int(figure.get_figwidth() / (0.7 + 0.08 * max(map(len, entries)))))  # as many as fit
-        place = dict(loc="outside upper center", ncols=min(ncols, len(entries)), frameon=False, fontsize=9)
-        for text in figure.legend(entries.values(), entries.keys(), **place).get_texts():
-            text.set_parse_math(False)  # a $ in a name is a dollar
+        figure.legend(entries.values(), entries, loc="outside upper center", ncols=ncols, frameon=False, fontsize=9)
     file = Path(file).with_suffix(Path(file).suffix or ".png")
     temporary = file.with_name("." + file.name)  # renamed, so that there is the old one or the new one, whole
     try:
@@ -355,13 +335,13 @@ def finish(figure, axes, file):
     return file
 
 
-def show(folders, file):
-    """Prints the table of the runs in some folders; with a file it draws each in its folder, and several also to it."""
+def show(folders, file, alone=True):
+    """Prints the table of the runs in some folders; with a file it draws them to it; alone: each in its folder."""
     runs = [load_run(folder) for folder in folders]
     print("\n".join(table(runs)))
     if file:
-        figures = [draw([run], Path(folder, "figure.png")) for folder, run in zip(folders, runs)]
-        print(f"figure: {draw(runs, file) if len(runs) > 1 else figures[0]}")
+        figures = [draw([run], Path(folder, "figure.png")) for folder, run in zip(folders, runs) if alone]
+        print(f"figure: {figures[0] if len(figures) == 1 else draw(runs, file)}")
 
 
 def main(argv=None):
@@ -374,9 +354,7 @@ def main(argv=None):
         stream.reconfigure(errors="replace")  # what a terminal cannot show ends no command
     try:
         folders = [folder for folder in options.folders if Path(folder, "checkpoint.npz").exists()]
-        runs = [load_run(folder) for folder in folders or options.folders]
-        print("\n".join(table(runs)))
-        print(f"figure: {draw(runs, options.out)}")
+        show(folders or options.folders, options.out, alone=False)
     except (OSError, ValueError) as error:
         print("plots.py:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

@@ -174,7 +174,8 @@ def test_a_batch_is_laid_over_as_many_devices_as_divide_it(monkeypatch):
 # --- What holds for every optimizer with one tuner, and for every tuner with one optimizer: they meet only in g and u.
 
 PAIRS = [*((name, "cdat") for name in OPTIMIZERS), *(("momentum", name) for name in TUNERS if name != "cdat")]
-VARIANTS_OF_CDAT = [("momentum", "cdat", {"curvature": "gauss-newton"}), ("momentum", "feedback", {"curvature": "hessian"})]
+VARIANTS_OF_CDAT = [("momentum", "cdat", {"curvature": "gauss-newton"}),
+                    ("momentum", "feedback", {"curvature": "hessian"})]  # fmt: skip
 every_pair = pytest.mark.parametrize("optimizer, tuner, words", [*((*pair, {}) for pair in PAIRS), *VARIANTS_OF_CDAT])
 
 

@@ -392,7 +392,10 @@ WORDS = {"feedback": {"curvature": "hessian"}}  # for a loss in one piece
 PAIRS = [*(("gd", name) for name in TUNERS), *((name, "greedy") for name in gd.OPTIMIZERS if name != "gd")]
 
 
-@pytest.mark.parametrize("optimizer, tuner, words", [*((*pair, WORDS.get(pair[1], {})) for pair in PAIRS), ("gd", "cdat", {"every": 30})])
+KINDS = [*((*pair, WORDS.get(pair[1], {})) for pair in PAIRS), ("gd", "cdat", {"every": 30})]
+
+
+@pytest.mark.parametrize("optimizer, tuner, words", KINDS)
 def test_a_batch_without_gradient_or_curvature_leaves_later_steps_usable(optimizer, tuner, words):
     def f(w, batch):
         h, b, least, kink, at = batch
