@@ -31,7 +31,8 @@ import data
 import plots
 import train
 from paper import claims, results
-from paper.experiments import ALSO, EXPERIMENTS, configs, words
+from paper.experiments import ALSO, configs, words
+from paper.questions import EXPERIMENTS  # those of experiments.py, and its own
 from paper.results import FIGURES, RESULTS
 
 HERE = Path(__file__).parent
@@ -59,7 +60,8 @@ def run(name, scale, data_dir, out):
         with data.owned(RESULTS.parent):  # no other process may write between the two
             results.write(RESULTS, results.read(RESULTS) | rows)
     file = FIGURES / (f"{name}.png" if scale == "laptop" else f"{name}-{scale}.png")
-    EXPERIMENTS[name].draw(kinds(name, scale) if EXPERIMENTS[name].chart else runs, file)
+    more = dict(data_dir=data_dir) if EXPERIMENTS[name].reads else {}
+    EXPERIMENTS[name].draw(kinds(name, scale) if EXPERIMENTS[name].chart else runs, file, **more)
     return file
 
 

@@ -122,7 +122,7 @@ def width_and_depth(kinds, file):
 
 
 def against(other):
-    """The final loss of each tuner at its best over that of `other`, setting by setting: medians, a bar over the seeds."""
+    """The final loss of each tuner at its best over that of `other`, by setting: medians, a bar over the seeds."""
 
     def draw(kinds, file):
         best = results.best_of_each(kinds)

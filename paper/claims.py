@@ -244,7 +244,9 @@ def verdicts(experiments, kinds):
         labels = [argument for argument in claim.arguments if isinstance(argument, (str, tuple))] or ("CDAT", "greedy")
         asked = any(called(kind, label) and "curvature" in vars(kind.config) for kind in variant for label in labels)
         cells = [cell(claim, own), "–", "–"]
-        if elsewhere or own:  # else it is measured on no run
+        if claim.figure == "asked":  # of runs that are in no log
+            cells = ["–", cell(claim, elsewhere), "–"]
+        elif elsewhere or own:  # else it is measured on no run
             cells[1:] = cell(claim, elsewhere), cell(claim, variant) if asked else "–"
         lines.append([claim.figure, claim.text, *cells])
     return results.markdown(["figure", "claim", "the paper's setting", "elsewhere", "there with uᵀGu"], lines)

@@ -30,6 +30,7 @@ import plots
 import sharpness
 import train
 import tuners
+from paper import results
 
 FAMILIES = {  # model, options, shape of a sample, samples; on random data, which costs what real data does
     "linear": ("linear", dict(), (32, 32, 3), 2048),
@@ -314,9 +315,9 @@ def against_seconds(runs, file, seconds_a_step=seconds_a_step):
     """The loss against the seconds of training that it took, tuning counted in, setting by setting: medians over seeds.
 
     The best constant rate pays for all rates of its grid. Seconds are those of the steps alone, timed here, one kind of
-    run after the other.
+    run after the other. A row a kind is kept beside the figure: reach, when it came to where the constant rate ended.
     """
-    trained = list(dict.fromkeys(plots.setting_of(run.settings) for run in runs))
+    trained, rows = list(dict.fromkeys(plots.setting_of(run.settings) for run in runs)), {}
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     axes = figure.subplots(2, (len(trained) + 1) // 2, squeeze=False)
     for axis, setting in zip(axes.flat, trained):
@@ -338,18 +339,24 @@ def against_seconds(runs, file, seconds_a_step=seconds_a_step):
             if kind == best:  # a rate that diverged ended sooner
                 steps = [np.mean([len(run.history["loss"]) for run in kinds[rate]]) for rate in rates]
                 taken *= sum(steps) / len(losses[kind])
-            variant = settings.get("curvature") == "gauss-newton"
+            variant = settings["tuner"] == "cdat" and settings["curvature"] == "gauss-newton"
             color, style = plots.look(settings["tuner"], int(variant))
-            name = "constant, with its grid" if kind == best else "CDAT σ = 2" + ", uᵀGu" * variant
-            seconds = taken * (1 + np.arange(len(losses[kind])))
-            axis.plot(seconds, np.minimum.accumulate(losses[kind]), style, color=color, linewidth=1.2, label=name)
-            print(f"{setting}, {name}: {seconds[-1]:.1f} s to {np.nanmin(losses[kind]):.3g}", flush=True)
+            name = settings["name"].replace("curvature gauss-newton", "uᵀGu")
+            name = "constant, with its grid" if kind == best else name
+            seconds, lowest = taken * (1 + np.arange(len(losses[kind]))), np.minimum.accumulate(losses[kind])
+            goal = lowest[-1] if kind == best else goal
+            there = seconds[lowest <= goal]
+            row = dict(seconds=seconds[-1], loss=lowest[-1], reach=there[0] if len(there) else np.inf)
+            rows[f"{setting}; {name}".replace(",", "")] = row
+            axis.plot(seconds, lowest, style, color=color, linewidth=1.2, label=name)
+            print(f"{setting}, {name}: {seconds[-1]:.1f} s to {lowest[-1]:.3g}", flush=True)
         axis.set(xscale="log", yscale="log")
         axis.set_title(setting, fontsize=9, loc="left")
     for axis in axes[-1]:
         axis.set_xlabel("seconds of steps, tuning counted in", fontsize=9)
     for axis in axes[:, 0]:
         axis.set_ylabel("lowest training loss so far", fontsize=9)
+    results.write(file.with_suffix(".csv"), rows)
     plots.finish(figure, axes, file)
 
 

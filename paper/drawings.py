@@ -103,8 +103,10 @@ def at_equal_loss(runs, file):
         for axis, quantity in zip(axes, ("test_loss", "test_accuracy")):
             axis.plot(history["loss"][measured], history[quantity][measured], color=plots.COLORS[settings["tuner"]],
                       linewidth=1, label=settings["name"])  # fmt: skip
-            axis.set(xscale="log", xlabel="training loss (time runs to the left)", ylabel=plots.QUANTITIES[quantity])
-    axes[0].set_yscale("log")
+            axis.set(xscale="log", xlabel="training loss (time runs to the left)", ylabel=quantity.replace("_", " "))
+    for axis in axes:
+        axis.set_xlim(right=0.3)  # before that they differ in nothing
+    axes[0].set(yscale="log", ylim=(None, 0.3))
     axes[1].set_ylim(0.9, 1)
     plots.finish(figure, axes, file)
 
@@ -113,14 +115,19 @@ def at_equal_loss(runs, file):
 
 
 def curves(file, models):
-    """The simplified model: a column for each title, with its paths by label; rows η, λ, y and p."""
+    """The simplified model: a column for each title, with its paths by label; rows η, λ, y and p.
+
+    Of a path of more than a thousand steps means over a hundredth of them are shown.
+    """
     figure, axes = subplots(4, len(models), sharex="col", figsize=(4.4 * len(models), 6.6))
     colors = {}  # by label, in both columns
     for column, (title, paths) in zip(axes.T, models.items()):
         for label, path in paths.items():
-            color = colors.setdefault(label, (BLUE, ORANGE, "#009E73")[len(colors) % 3])
+            color = colors.setdefault(label, plots.COLORS.get(label, (BLUE, ORANGE, "#009E73")[len(colors) % 3]))
             for axis, values in zip(column, (path.learning_rate, path.sharpness, path.y, path.p)):
-                axis.plot(values, color=color, label=label, linewidth=1)
+                spans = np.array_split(np.asarray(values), len(values) if len(values) < 1000 else 100)
+                steps = np.linspace(0, len(values) - 1, len(spans))
+                axis.plot(steps, [span.mean() for span in spans], color=color, label=label, linewidth=1)
         for axis, name in zip(column, ("learning rate η", "sharpness λ", "y = ηλ − 2", "p = x²")):
             axis.set_ylabel(name, fontsize=9)
         column[0].set_title(title, fontsize=10)
@@ -160,8 +167,8 @@ def problem(config):
     known = {"shape": dataset.x.shape[1:], "classes": dataset.classes}
     network = train.built(models.MODELS[config.model], vars(config) | known)
     decay = lambda w: config.weight_decay / 2 * gd.dot(w, w)
-    outputs = lambda w, batch: network.apply(w, batch[0])
-    f = tuners.Composed(outputs, lambda z, w, batch: gd.mse(z, batch[1]) + decay(w))
+    outputs, loss = lambda w, batch: network.apply(w, batch[0]), gd.LOSSES[config.loss]
+    f = tuners.Composed(outputs, lambda z, w, batch: loss(z, batch[1]) + decay(w))
     return network, f, jax.device_put((dataset.x, dataset.y))
 
 
@@ -178,14 +185,14 @@ def trained(config):
 
 
 def follow(first, steps, **given):
-    """Steps first to first + steps of a run of the default network: yields (t, f, w, top eigenvector, row) at each."""
+    """Steps first to first + steps of a run of the default network: yields (t, f, w, u, top eigenvector, row)."""
     v = product = None
-    for t, (f, w, _, metrics) in enumerate(itertools.islice(trained(train.configure(**given)), first + steps)):
+    for t, (f, w, u, metrics) in enumerate(itertools.islice(trained(train.configure(**given)), first + steps)):
         if t >= first:
             product = product or jax.jit(lambda w, v: sharpness.hvp(f, w, v))
             top = sharpness.lobpcg(functools.partial(product, w), w if v is None else v, tol=1e-4)
             v = top.vector
-            yield t, f, w, v, {"step": t, **metrics, "sharpness": top.value}
+            yield t, f, w, u, v, {"step": t, **metrics, "sharpness": top.value}
 
 
 def steep(_, file, steps=2000, count=20, sigmas=(2.0, 1.9375), **given):
@@ -221,7 +228,7 @@ def overlay(_, file, first=100, steps=100, lr=0.1):
     λ swings with x from step to step, which the model leaves out: means of two neighbouring steps are compared.
     """
     measure, found = None, []
-    for _, f, w, v, _ in follow(first, steps, tuner="constant", lr=lr):
+    for _, f, w, _, v, _ in follow(first, steps, tuner="constant", lr=lr):
         measure = measure or jax.jit(lambda w, v: theory.measure(f, w, v))
         found.append(jax.device_get(measure(w, v)))
     pairs = lambda values: (values[1:] + values[:-1]) / 2
@@ -245,7 +252,7 @@ def overlay(_, file, first=100, steps=100, lr=0.1):
 
 
 def resets(_, file, first=120, steps=40):
-    """A run of `feedback` around its resets, and the loss along the top eigenvector before and after one."""
+    """A run of `feedback` around its resets, and the loss along u at one and at the step before."""
     run = list(follow(first, steps, tuner="feedback"))
     column = lambda name: np.array([row[name] for *_, row in run], float)
     t, loss, eta, lam = map(column, ("step", "loss", "learning_rate", "sharpness"))
@@ -259,17 +266,16 @@ def resets(_, file, first=120, steps=40):
         axis.set_title(name, fontsize=9, loc="left")
         axis.set_xlabel("step", fontsize=9)
     axes[1, 0].axhline(0, color=ORANGE, linewidth=1, linestyle=(0, (6, 3)), zorder=0)
-    along = jax.jit(jax.vmap(lambda s, w, v: f(tuners.move(w, s, v)), (0, None, None)))
-    at = next((k for k in np.flatnonzero(reset) if 0 < k < steps - 1), 1)  # the first of them
-    for k, color, style in ((at - 1, PINK, ":"), (at, BLACK, "-"), (at + 1, BLUE, "--")):
-        _, _, w, v, _ = run[k]
-        x = gd.dot(jax.grad(f)(w), v) / lam[k]  # from the bottom, as in theory.py
-        s = np.linspace(-1.6, 1.6, 41) * max(abs(float(x)), 0.1)
-        axes[1, 1].plot(s * np.sign(x), along(s - x, w, v), style, color=color, linewidth=1.2,
-                        label=f"step {t[k]:.0f}" + ", reset" * bool(k == at))  # fmt: skip
-        axes[1, 1].plot(abs(x), f(w), "o", color=color, markersize=5)
-    axes[1, 1].set_title("loss along the top eigenvector, from its bottom", fontsize=9, loc="left")
-    axes[1, 1].set_xlabel("displacement |x|", fontsize=9)
+    along = jax.jit(jax.vmap(lambda s, w, u: f(tuners.move(w, s, u)), (0, None, None)))
+    at = max(np.flatnonzero(reset), default=1)  # the last of them
+    s = np.linspace(-0.1, 1.4, 51)  # in steps
+    for k, color, style in ((at - 1, PINK, "--"), (at, BLACK, "-")):
+        _, _, w, u, _, _ = run[k]
+        axes[1, 1].plot(s, along(s * eta[k], w, u), style, color=color, linewidth=1.2,
+                        label=f"from step {t[k]:.0f}" + ", reset" * bool(k == at))  # fmt: skip
+        axes[1, 1].plot([0, 1], along(np.array([0, eta[k]]), w, u), "o", color=color, markersize=5)
+    axes[1, 1].set_title("loss along u; dots: before the step and after", fontsize=9, loc="left")
+    axes[1, 1].set_xlabel("distance, in steps", fontsize=9)
     plots.finish(figure, axes, file)
 
 
@@ -287,7 +293,7 @@ def ruled(scale, start, growth=1.5):
 
 
 def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop", "adam"), seeds=3):
-    """The final loss under other ways to choose σ than that of `feedback`."""
+    """The final loss under other ways to choose σ than that of `feedback`, all with uᵀGu and its cap but one."""
     count, zeros = lambda w: jnp.zeros((), int), lambda w: jax.tree.map(jnp.zeros_like, w)
 
     def above_average(m, value, u):
@@ -298,31 +304,43 @@ def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop", "adam")
         back = gd.dot(u, last) < -0.9 * gd.norm(u) * gd.norm(last)
         return jnp.where(back, 1.0, 2.5), u
 
+    cycle = lambda sigma: lambda t, value, u: (sigma(t), t + 1)
     rules = {
-        "CDAT σ = 2, uᵀGu": tuners.cdat(curvature="gauss-newton"),
+        "CDAT σ = 2": tuners.cdat(curvature="gauss-newton"),
         "feedback": tuners.feedback(),
-        "feedback, uᵀHu": tuners.feedback(curvature="hessian"),
-        "2.5, but 1 where the loss is above average": ruled(above_average, lambda w: tuners.scalar(jnp.inf, w)),
-        "2.5, but 1 where u turned: cos < −0.9": ruled(turned, zeros),
-        "2.5, but 1 at each tenth step": ruled(lambda t, value, u: (jnp.where(t % 10 == 9, 1.0, 2.5), t + 1), count),
-        "from 1 to 3 in ten steps, and again": ruled(lambda t, value, u: (1 + t % 10 * 2 / 9, t + 1), count),
+        "feedback with uᵀHu": tuners.feedback(curvature="hessian"),
+        "σ = 2.5; 1 where the loss is above average": ruled(above_average, lambda w: tuners.scalar(jnp.inf, w)),
+        "σ = 2.5; 1 where u turned: cos < −0.9": ruled(turned, zeros),
+        "σ = 2.5; 1 at each tenth step": ruled(cycle(lambda t: jnp.where(t % 10 == 9, 1.0, 2.5)), count),
+        "σ from 1 to 3 in ten steps and again": ruled(cycle(lambda t: 1 + t % 10 * 2 / 9), count),
     }
     network, f, samples = problem(train.configure())
+
+    def ends(optimizer, tuner, seed):
+        """The final loss of a run."""
+        step, carry = stepped(optimizer, tuner), gd.init_carry(network.init(jax.random.key(seed)), optimizer, tuner)
+        history = []
+        for _ in range(steps):
+            carry, metrics = step(carry, samples)
+            history.append(metrics["loss"])
+        return {"loss": plots.final_loss({"loss": np.array(history)})}
+
+    stepped = functools.cache(lambda optimizer, tuner: jax.jit(gd.make_step(f, optimizer, tuner)))
     figure, axes = subplots(1, len(names), figsize=(9, 2.8), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names):
         optimizer = gd.OPTIMIZERS[name]()
         for row, (rule, tuner) in enumerate(rules.items()):
-            step, losses = jax.jit(gd.make_step(f, optimizer, tuner)), []
-            for seed in range(seeds):
-                carry, history = gd.init_carry(network.init(jax.random.key(seed)), optimizer, tuner), []
-                for _ in range(steps):
-                    carry, metrics = step(carry, samples)
-                    history.append(metrics["loss"])
-                losses.append(plots.final_loss({"loss": np.array(history)}))
-            print(f"{name}, {rule}: {np.median(losses):.3g}", flush=True)
-            axis.plot(losses, [row] * seeds, "o", color=plots.COLORS["feedback" if row else "cdat"], alpha=0.7)
+            same = [results.kept(file, f"{name}; {rule}; seed {seed}", functools.partial(ends, optimizer, tuner, seed))
+                    for seed in range(seeds)]  # fmt: skip
+            losses = np.array([of["loss"] for of in same])
+            base = losses if row == 0 else base
+            color = plots.COLORS["feedback" if row else "cdat"]
+            axis.plot(losses / np.median(base), [row] * seeds, "o", color=color, alpha=0.6, markersize=4)
+            axis.plot(np.median(losses / np.median(base)), row, "|", color=color, markersize=14)
+        axis.axvline(1, color=GREY, linewidth=0.8, zorder=0)
         axis.set_yticks(range(len(rules)), rules)
-        axis.set(xscale="log", xlabel="final training loss")
+        axis.set_xscale("log")
+        axis.set_xlabel("final loss over\nthat of CDAT σ = 2", fontsize=9)
         axis.set_title(name, fontsize=9, loc="left")
     axes[0, 0].invert_yaxis()
     plots.finish(figure, axes, file)

@@ -64,6 +64,7 @@ class Experiment(NamedTuple):
     claims: tuple = ()
     chart: bool = False
     about: str = ""  # what is asked where the paper claims nothing
+    reads: bool = False  # whether draw loads data sets by itself, from data_dir
 
 
 def words(experiment):
@@ -245,7 +246,7 @@ EXPERIMENTS = {
          Claim("7", "averages are essential: the best σ with β = 0.9 ends below the best without (ours: by whatever)",
                averages_help, ("CDAT",), ["layer, momentum"])], chart=True),
     "fig8": Experiment(
-        "15 min", stochastic, charts.against("constant", searched=(*results.SEARCHED, "cdat")),
+        "15 min", stochastic, charts.against("constant"),
         [Claim("8, 20", "momentum: CDAT may beat the constant rate", below,
                ("CDAT", "constant"), ["layer, momentum"], only=dict(optimizer="momentum")),
          Claim("8, 20", "momentum: on large batches above all (the final loss over the constant rate's falls)",
@@ -338,19 +339,6 @@ EXPERIMENTS = {
                "(the paper: on ImageNet; here: eight small networks)", logged_cost, ("cdat", 1.5, 2.5)),
          Claim("C.3", "uᵀHu costs about 3 (ours: 2 to 4) evaluations of f in time", logged_cost,
                ("curvature", 2, 4, 2))]),
-    "seconds": Experiment(
-        "with fig5", lambda scale: on(["resnet", "mixer", "nanolm", "vit", "mlp", "digits"], scale, CONSTANT,
-                                      CDAT | BOTH),
-        cost.against_seconds,
-        about="asked by the paper's reviewers: what does CDAT cost in seconds, if a constant rate pays for its grid?"),
-    "test": Experiment(
-        "6 min", lambda scale: [dict(tuner=["constant", "greedy", "cdat", "feedback"], lr=0.1, seed=[0, 1, 2, 3])],
-        drawings.at_equal_loss,
-        about="asked by readers: do the tuners differ in test loss and accuracy at equal training loss?"),
-    "others": Experiment(
-        "5 min", lambda scale: on(["cnn", "rnn"], scale, CONSTANT, GREEDY, CDAT | BOTH),
-        drawings.panels("loss", "learning_rate", "product"),
-        about="asked by readers: does CDAT σ = 2 beat greedy and the tuned constant rate on a CNN and an RNN?"),
     "averages": Experiment(
         "12 min", lambda scale: on([*EDGE, "mixer", "vit", "digits"], scale, CONSTANT,
                                    cdat(2.0, beta=[0.0, 0.9, 0.99]) | BOTH),
@@ -369,13 +357,16 @@ EXPERIMENTS = {
         "1 min", NO_RUNS, drawings.overlay,
         about="beyond the paper: does the model (4) predict the next sharpness of a real run?"),
     "tuning": Experiment(
-        "45 min", tuning, charts.against("constant", (*results.SEARCHED, "cdat", "ngn")), chart=True,
+        "45 min", tuning, charts.against("constant"), chart=True,
         about="ours: the rivals of the feedback rule where it is judged, each over its grid, one seed"),
     "feedback": Experiment(
-        "30 min", judged, charts.against("constant", (*results.SEARCHED, "cdat")), chart=True,
+        "30 min", judged, charts.against("constant"), chart=True,
         about="ours: the feedback rule against each rival at its best, on settings that it was not found on"),
     "sensitivity": Experiment(
-        "8 min", one_at_a_time, charts.numbers("rise", "tolerance", "growth", "sigma_high", "average", "beta"),
+        "8 min", one_at_a_time, charts.numbers(
+            rise="a, added to σ in a step", tolerance="τ, the rise of the loss that resets σ",
+            growth="c, the most by which η grows", sigma_high="σ_high", average="ρ, of the average loss",
+            beta="β, of the averages of n and d"),
         chart=True, about="ours: the numbers of the feedback rule need no tuning"),
     "model": Experiment(
         "1 min", NO_RUNS, drawings.feedback_in_the_model,

@@ -36,11 +36,15 @@ LAPTOP = {
     "rmsprop": dict(optimizer="rmsprop", steps=600, no_sharpness=True),
     "cnn": CIFAR | dict(model="cnn", samples=128, steps=300),
     "rnn": CIFAR | dict(dataset="shakespeare", model="rnn", loss="ce", samples=128, width=64, steps=300),
-    # Ours, to judge a rule on that was found on others: with seeds of their own, and nothing measured but the test loss.
+    # Ours, to judge a rule that was found on others: with seeds of their own, and nothing measured but the test loss.
     "pydocs, adam": CIFAR | dict(dataset="pydocs", model="transformer", loss="ce", optimizer="adam", samples=32,
                                  width=32, steps=200),
     "group": CIFAR | dict(model="resnet", stem="imagenet", norm="group", loss="ce", samples=128, width=8, steps=200),
     "mnist, ce": dict(dataset="mnist", samples=512, width=64, depth=2, loss="ce", steps=300),
+    # Ours, for test losses: more images.
+    "mlp, 1024": CIFAR | dict(samples=1024, test_samples=1000, width=256, steps=600),
+    "cnn, 1024": CIFAR | dict(model="cnn", optimizer="momentum", samples=1024, test_samples=1000, steps=300,
+                              sharpness_every=30, sharpness_samples=256),
     # For an accelerator, the paper's size of the network.
     "resnet34": CIFAR | dict(preset="resnet34", loss="ce", samples=2048, steps=1000, sharpness_every=50,
                              sharpness_samples=512),
@@ -89,7 +93,8 @@ GRIDS = {  # the constant rates, chosen to bracket the best
     "digits, adam": rates(1e-3, 4), "tanh": rates(0.05, 3), "fixup": rates(0.04, 4), "batches": rates(0.05, 4),
     "batches, momentum": rates(0.016, 4), "batches, adam": rates(0.002, 4), "rmsprop": rates(1e-4, 5),
     "cnn": rates(0.08, 4), "rnn": rates(0.16, 4), "pydocs, adam": rates(0.002, 4), "group": rates(0.08, 4),
-    "mnist, ce": rates(0.1, 4), "batches, 64": rates(0.05, 4), "batches, 256": rates(0.05, 4), "resnet34": rates(0.02, 5),
+    "mnist, ce": rates(0.1, 4), "batches, 64": rates(0.05, 4), "batches, 256": rates(0.05, 4),
+    "resnet34": rates(0.02, 5), "mlp, 1024": rates(0.0025, 4), "cnn, 1024": rates(0.01, 4),
 }  # fmt: skip
 PAPER_GRIDS = GRIDS | {
     "resnet": rates(5e-4, 9), "mixer": rates(5e-4, 9), "mixer, momentum": rates(2e-2, 8), "nanolm": rates(5e-4, 9),

@@ -133,7 +133,7 @@ def below_edge(eps=0.05, p=0.09, lam=1.9, a=1.0, b=0.5, steps=100):
 
 
 def energies(scaling, lam, lr, p, q, a, b, nu, kappa, steps, lagged, growth=jnp.inf):
-    """(9) and (10) with σ from scaling(f, memory) -> (σ, memory), f being the model's loss; the first memory is (f₀, 2).
+    """(9) and (10) with σ from scaling(f, memory) -> (σ, memory); f is the model's loss, the first memory (f₀, 2).
 
     nu and q: numbers, or arrays of as many second eigenvalues as there are to be
     kappa: κ, of a fourth-order term κx⁴/24 in the loss, which the paper's model does not have

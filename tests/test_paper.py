@@ -12,8 +12,9 @@ import pytest
 import data
 import plots
 import train
+import tuners
 from paper import __main__ as paper
-from paper import claims, cost, experiments, results, settings
+from paper import batches, claims, cost, experiments, graph, questions, results, settings, terms
 from paper.experiments import EXPERIMENTS, Claim, Experiment
 
 
@@ -87,8 +88,15 @@ HISTORY = {name: np.array(column) for name, column in HISTORY.items()}
 DIVERGED = HISTORY | {"loss": np.array([2.0, 10.0, np.inf])}
 CLOSE_UPS = {"overlay": dict(first=1, steps=4), "resets": dict(first=1, steps=4),
              "alternatives": dict(steps=2, names=["gd"]), "seconds": dict(seconds_a_step=lambda settings: 1.0),
-             "steep": dict(steps=2, count=3, sigmas=[2.0], width=4, depth=1)}  # fmt: skip
-WITHOUT_RUNS = ("fig4", "fig9", "model", "overlay", "resets", "alternatives", "steep")
+             "steep": dict(steps=2, count=3, sigmas=[2.0], width=4, depth=1),
+             "range": dict(steps=5, models={"κ": (1.0, (0.1, 1.0))}),
+             "terms": dict(settings={"tanh": (dict(steps=6, activation="tanh", samples=32, width=4), [0.1])},
+                           edges=[2.0], seeds=[0]),
+             "graph": dict(kinds={"greedy": tuners.greedy()}, seeds=[0], steps=10),
+             "batches": dict(noisy={"mlp": (dict(samples=32, width=4, steps=4), [4])}, optimizers=["momentum"],
+                             grid=[2.0], seeds=[0])}  # fmt: skip
+WITHOUT_RUNS = ("fig4", "fig9", "model", "overlay", "resets", "alternatives", "steep", "range", "terms", "graph",
+                "batches")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "cost"])  # which takes minutes
@@ -178,16 +186,18 @@ def test_a_verdict_holds_in_all_settings_in_some_or_in_none_the_papers_apart_fro
 def test_claims_come_in_the_order_of_the_figures_and_name_experiments_that_there_are():
     claims = [claim for experiment in EXPERIMENTS.values() for claim in experiment.claims]
     assert {name for claim in claims for name in claim.on.split()} <= set(EXPERIMENTS)
+    asked = [claim for claim in claims if claim.figure == "asked"]
     figures = [line.split(" | ")[0].strip("| ") for line in paper.verdicts().splitlines()[2:]]
     numbers = [int(figure.split(",")[0]) for figure in figures if figure[0].isdigit()]
     assert len(figures) == len(claims) > 50 and numbers == sorted(numbers)
-    assert figures[len(numbers) :] == ["§3", "§3", "C.3", "C.3"]
+    assert figures[len(numbers) :] == ["§3", "§3", "C.3", "C.3", *len(asked) * ["asked"]]
     assert {name for claim in claims for name in claim.own} <= set(settings.LAPTOP)
 
 
 def test_every_claim_can_be_measured_before_anything_has_run(monkeypatch):
     monkeypatch.setattr(paper, "kinds", lambda name: [])
-    measured_without_runs = 5  # three of the model, and the costs of a step and of a curvature
+    asked = [claim for name in EXPERIMENTS for claim in EXPERIMENTS[name].claims if claim.figure == "asked"]
+    measured_without_runs = 5 + len(asked)  # three of the model, and the costs of a step and of a curvature
     claims = sum(len(experiment.claims) for experiment in EXPERIMENTS.values())
     assert paper.verdicts().count("| – | – | – |") == claims - measured_without_runs
 
@@ -302,7 +312,7 @@ def test_an_unknown_experiment_is_one_line(capsys):
     assert "'fig99'" in (message := capsys.readouterr().err) and message.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", [claims, results, settings])
+@pytest.mark.parametrize("module", [batches, claims, graph, results, settings])
 def test_examples_in_docstrings_run(module):
     failed, attempted = doctest.testmod(module)
     assert attempted and not failed
@@ -322,3 +332,90 @@ def test_a_file_of_results_that_is_not_what_was_written_is_one_line_and_stays_as
     with pytest.raises(ValueError, match="columns"):
         results.write(file, results.read(file) | {"c": row | {"more": 1.0}})
     assert file.read_text() == whole
+
+
+# --- Questions.
+
+
+def test_n_and_d_from_another_batch_are_right_in_the_mean_and_on_the_full_batch_those_of_cdat():
+    rng = np.random.default_rng(0)
+    h, w, noise = rng.normal(size=(5, 5)), rng.normal(size=5), rng.normal(size=(10_000, 2, 5))
+    h = h @ h.T
+    f = lambda w, shift: w @ h @ w / 2 + shift @ w  # a batch shifts the gradient
+    with jax.enable_x64(True):
+        gradient = jax.jit(jax.vmap(jax.grad(f), (None, 0)))
+        u = -gradient(w, noise[:, 0])
+        two = jax.jit(jax.vmap(lambda shift, u: batches.two_batch(lambda w: f(w, shift), w, u)))
+        n, d = np.array(two(noise[:, 1], u))
+        n_same, d_same = np.array(two(noise[:, 0], u))
+        whole = np.array(batches.two_batch(lambda w: f(w, np.zeros(5)), w, -h @ w))
+    exact, error = (h @ w) @ (h @ w), 4 * n.std() / 100  # of a mean over 10,000
+    assert abs(n.mean() - exact) < error and error < 0.1 * exact
+    assert abs(n_same.mean() - exact - 5) < error  # of the same batch: tr Σ = 5 too much
+    np.testing.assert_allclose(d, np.einsum("bi,ij,bj->b", u, h, u), rtol=1e-12)
+    np.testing.assert_allclose(d, d_same)
+    np.testing.assert_allclose(whole, [exact, h @ w @ h @ h @ w], rtol=1e-12)
+
+
+def test_steps_are_counted_by_what_the_loss_does_after_them():
+    lam, tau, kappa = 4.0, 2.0, 3.0
+    ahead = [[t, 0.6, 1.0, 0.1, lam, tau, kappa, 0.1 + lam * s + tau * s**2 / 2 + kappa * s**3 / 6]
+             for t, s in ((0, -0.06), (5, -0.06), (10, -0.06))]  # fmt: skip
+    losses = np.array([1.0] * 10 + [2.0, 19.0, 21.0])
+    row = terms.counted(np.array(ahead), losses, ahead=8)
+    assert row["held"] == 1 and row["lost"] == 2  # from step 5 on the loss reaches ten times that of step 5
+    assert row["held_kappa"] == 1 and row["lost_s"] == 0 and row["error_4"] == pytest.approx(0, abs=1e-12)
+    assert row["error_2"] > row["error_3"] > 0
+    assert terms.counted(np.array(ahead[:2]), np.append(losses[:10], np.inf), ahead=8)["held"] == 1
+
+
+def test_the_graph_network_stands_on_the_seven_files_alone():
+    lines = open(graph.__file__).read().splitlines()
+    assert len(lines) <= 120 and not any("paper" in line for line in lines if line.startswith(("import", "from")))
+    a = graph.neighbours(np.random.default_rng(0).normal(size=(30, 3)), k=4)
+    degrees = (a > 0).sum(0)
+    np.testing.assert_allclose(a, a.T)
+    np.testing.assert_allclose(a * np.sqrt(np.outer(degrees, degrees)), a > 0)
+    assert degrees.min() >= 5 and (np.diag(a) > 0).all()
+
+
+def test_at_one_training_loss_runs_are_compared_at_the_first_step_that_has_it():
+    history = {name: np.full(5, np.nan) for name in ("test_loss", "test_accuracy", "sharpness")}
+    history |= {"step": np.arange(5), "loss": np.array([4.0, 3.0, 2.5, 1.9, 2.1])}
+    for name, values in ("test_loss", [8, 4]), ("test_accuracy", [0.1, 0.5]), ("sharpness", [20, 40]):
+        history[name][[0, 4]] = values
+    found = questions.at_level(plots.Run({}, history), 2.0)
+    between = {"level": 2, "test_loss": 5, "test_accuracy": 0.4, "sharpness": 35}  # two measurements
+    assert found == pytest.approx(between)
+    assert np.isnan([*questions.at_level(plots.Run({}, history), 1.0).values()][1:]).all()
+
+
+def test_verdicts_of_questions_are_measured_from_the_rows_beside_the_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FIGURES", tmp_path)
+    monkeypatch.setattr(batches, "NOISY", {"mlp": ({}, [4])})
+    monkeypatch.setattr(batches, "STOCHASTIC", ["gd"])
+    assert batches.two_batches_do([]) == batches.noise_tells([]) == questions.flatter_is_better([]) == []
+    assert questions.best_on_a_graph([], "greedy") == terms.sign_tells([], "CDAT") == []
+    assert terms.terms_predict([], "CDAT") == questions.sooner([], "greedy") == []
+    for setting, reach in ("mlp", 2.0), ("rnn", np.inf):
+        rows = {f"{setting}; constant with its grid": dict(reach=3.0), f"{setting}; greedy": dict(reach=reach)}
+        results.write(tmp_path / "seconds.csv", results.rows_of("seconds") | rows)
+    assert questions.sooner([], "greedy") == [("mlp", "2 s / 3 s", True), ("rnn", "inf s / 3 s", False)]
+    name = lambda sigma, ahead: batches.row_name("mlp", "gd", 4, sigma, 0.0, ahead, 0)
+    losses = {name(1.2, False): 1.0, name(2.0, False): 3.0, name(2.0, True): 1.05}
+    losses |= {key.replace("β 0", "β 0.9"): loss + 1 for key, loss in losses.items()}
+    results.write(tmp_path / "batches.csv", {key: dict(loss=loss, noise=4.0) for key, loss in losses.items()})
+    assert batches.two_batches_do([]) == [("mlp gd", "4: × 1.1", True)]
+    assert batches.noise_tells([]) == [("mlp gd", "4: 1 / 1.2", True)]  # 2 / (1 + 4 / 4)
+    rows = {f"mlp; run {k}; seed 0": dict(test_loss=k, sharpness=k**2) for k in range(1, 5)}
+    results.write(tmp_path / "general.csv", rows | {"mlp; feedback; seed 0": dict(test_loss=9, sharpness=0)})
+    (whole, first), (without, second) = [row[1:] for row in questions.flatter_is_better([])]
+    assert whole == "0.00 of 5 runs" and without == "1.00 of 4 runs" and (first, second) == (False, True)
+    rows = {"greedy; seed 0": 0.9, "greedy; seed 1": 0.8, "constant 1; seed 0": 0.85, "constant 2; seed 0": 0.1}
+    results.write(tmp_path / "graph.csv", {key: dict(test_accuracy=value) for key, value in rows.items()})
+    assert questions.best_on_a_graph([], "greedy") == [("graph", "85.0% / 85.0%", True)]
+    row = dict(held=9, held_s=9, held_kappa=1, lost=5, lost_s=0, lost_kappa=0, error_2=0.2, error_4=0.1)
+    results.write(tmp_path / "terms.csv", {"tanh; CDAT σ = 2; seed 0": row})
+    assert terms.sign_tells([], "CDAT") == [("tanh", "1 of 9, 0 of 5", True)]
+    assert terms.sign_tells([], "CDAT", "kappa") == [("tanh", "0.11 of 9, 0 of 5", False)]
+    assert terms.terms_predict([], "CDAT") == [("tanh", "0.2 → 0.1", True)]
