@@ -61,7 +61,7 @@ def best_on_a_graph(_, label):
     if label not in found:
         return []
     best = max(value for name, value in found.items() if name.startswith("constant"))
-    return [("graph", f"{found[label]:.1%} / {best:.1%}", found[label] >= best)]
+    return [("graph", f"{found[label]:.1%} / {best:.1%}", bool(found[label] >= best))]
 
 
 # ------------------------------------------------------------------------------- does a low sharpness generalise?
@@ -85,7 +85,7 @@ def at_level(run, level):
 
 def at_one_loss(runs, file):
     """Test loss and accuracy against training loss; and at one training loss the test loss against the sharpness."""
-    trained = list(dict.fromkeys(plots.setting_of(run.settings) for run in runs))
+    trained, rows = list(dict.fromkeys(plots.setting_of(run.settings) for run in runs)), {}
     figure, axes = drawings.subplots(len(trained), 3, figsize=(10, 2.9 * len(trained)), squeeze=False)
     for row, setting in zip(axes, trained):
         same = [run for run in runs if plots.setting_of(run.settings) == setting]
@@ -99,8 +99,8 @@ def at_one_loss(runs, file):
                 axis.plot(run.history["loss"][measured], run.history[name][measured], color=color, linewidth=1,
                           label=run.settings["name"])  # fmt: skip
         for run in same:
-            name = run.settings["run"] + f"; seed {run.settings['seed']}"
-            there = results.kept(file, f"{setting.split(',')[0]}; {name}", functools.partial(at_level, run, level))
+            there = at_level(run, level)
+            rows[f"{setting.split(',')[0]}; {run.settings['run']}; seed {run.settings['seed']}"] = there
             row[2].plot(there["sharpness"], there["test_loss"], "o", color=plots.COLORS[run.settings["tuner"]],
                         markersize=5, alpha=0.7)  # fmt: skip
         for axis in row[:2]:
@@ -109,6 +109,7 @@ def at_one_loss(runs, file):
         row[0].set(ylabel=f"{setting.split(',')[0]}: test loss", ylim=(0.35, 0.6))
         row[1].set_ylabel("test accuracy")
         row[2].set(xscale="log", xlabel=f"sharpness at training loss {level:.2g}", ylabel="test loss there")
+    results.write(file.with_suffix(".csv"), rows)
     plots.finish(figure, axes, file)
 
 
@@ -124,7 +125,7 @@ def flatter_is_better(_):
                                   if np.isfinite(row["test_loss"])]).T  # fmt: skip
             ranks = [np.argsort(np.argsort(values)) for values in (lam, loss)]
             correlation = np.corrcoef(*ranks)[0, 1]
-            found.append((setting + words, f"{correlation:.2f} of {len(lam)} runs", correlation > 0.5))
+            found.append((setting + words, f"{correlation:.2f} of {len(lam)} runs", bool(correlation > 0.5)))
     return found
 
 

@@ -98,7 +98,10 @@ def write(file, rows):
 
 
 def kept(file, name, measure):
-    """The row of that name beside a figure, from measure() where it is not there yet: a dict of numbers."""
+    """The row of that name beside a figure, from measure() where it is not there yet: a dict of numbers.
+
+    A row does not know the code that made it: without its file all is measured anew.
+    """
     file = file.with_suffix(".csv")
     rows = read(file)
     if name not in rows:

@@ -2,6 +2,7 @@
 judged."""
 
 import doctest
+import itertools
 from functools import cache
 from types import SimpleNamespace
 
@@ -357,6 +358,17 @@ def test_n_and_d_from_another_batch_are_right_in_the_mean_and_on_the_full_batch_
     np.testing.assert_allclose(d, np.einsum("bi,ij,bj->b", u, h, u), rtol=1e-12)
     np.testing.assert_allclose(d, d_same)
     np.testing.assert_allclose(whole, [exact, h @ w @ h @ h @ w], rtol=1e-12)
+
+
+def test_the_noise_of_a_batch_is_the_trace_of_the_covariance_of_the_gradients_of_samples():
+    run, samples = batches.parts((("samples", 6), ("width", 2), ("depth", 1)), "gd")
+    w = run.init(jax.random.key(0))[0]
+    take = lambda *rows: jax.tree.map(lambda a: a[np.array(rows)], samples)
+    flat = lambda g: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(g)])
+    each = np.array([flat(run.gradient(w, take(k))[1]) for k in range(6)])
+    _, g = run.gradient(w, samples)
+    pairs = [run.noise(w, g, take(*rows))[0] for rows in itertools.combinations(range(6), 2)]  # all batches of two
+    assert 2 * np.mean(pairs) / (1 - 2 / 6) == pytest.approx(np.trace(np.cov(each.T)), 1e-4)
 
 
 def test_steps_are_counted_by_what_the_loss_does_after_them():
