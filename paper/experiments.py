@@ -147,7 +147,7 @@ def one_at_a_time(scale):
 
 DIGITS = ["digits, momentum", "rmsprop", "digits, adam"]
 TEN = ["mlp", "fixup", "mixer", "nanolm", "vit", "digits", "tanh", *DIGITS]
-JUDGES = [2, 3, 4]  # the seeds
+JUDGES = [2, 3, 4, 5, 6]  # the seeds
 UNMEASURED = dict(no_sharpness=True, sharpness_every=50)  # but for the test loss
 NO_RUNS = lambda scale: []  # what such an experiment shows is in no log
 VARIANT = dict(curvature="gauss-newton")
@@ -360,7 +360,7 @@ EXPERIMENTS = {
         "45 min", tuning, charts.against("constant"), chart=True,
         about="ours: the rivals of the feedback rule where it is judged, each over its grid, one seed"),
     "feedback": Experiment(
-        "30 min", judged, charts.against("constant"), chart=True,
+        "50 min", judged, charts.against("constant"), chart=True,
         about="ours: the feedback rule against each rival at its best, on settings that it was not found on"),
     "sensitivity": Experiment(
         "8 min", one_at_a_time, charts.numbers(
