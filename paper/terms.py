@@ -97,17 +97,18 @@ def terms(_, file, settings=SWINGS, edges=EDGES, seeds=SEEDS, **given):
                 for sign, color, word in ("s", drawings.BLACK, "τ²/λ² > κ/3λ"), ("kappa", drawings.ORANGE, "κ > 0"):
                     share = total[f"{when}_{sign}"] / total[when] if total[when] else np.nan
                     shift = 0.12 if sign == "kappa" else -0.12
-                    name = f"{word}, {'bounded' if when == 'held' else 'before a blow-up'}"
+                    name = f"{word}: {'steps that stay bounded' if when == 'held' else 'steps of a blow-up'}"
                     column[0].plot(x + shift, share, marker, color=color, label=name, markersize=5)
-            looks = (2, "s", drawings.GREY, "H"), (3, "v", drawings.BLUE, "H, τ"), (4, "D", drawings.ORANGE, "H, τ, κ")
+            looks = (2, "s", drawings.GREY, "H"), (3, "v", drawings.BLUE, "H, τ"), (4, "D", drawings.PINK, "H, τ, κ")
             for order, marker, color, words in looks:
                 error = np.median([row[f"error_{order}"] for row in same])
-                column[1].plot(x, error, marker, color=color, fillstyle="none", label=f"with {words}", markersize=6)
+                name = f"predicted with {words}"
+                column[1].plot(x, error, marker, color=color, fillstyle="none", label=name, markersize=6)
         column[0].set_title(setting, fontsize=9, loc="left")
         column[1].set_yscale("log")
         column[1].set_xticks(range(len(runs)), [label.replace("CDAT ", "") for label in runs], rotation=60)
-    axes[0, 0].set_ylabel("share of the steps\nabove the edge", fontsize=9)
-    axes[1, 0].set_ylabel("error of the next slope\n(over that before)", fontsize=9)
+    axes[0, 0].set_ylabel("share of steps where\nthe criterion holds", fontsize=9)
+    axes[1, 0].set_ylabel("error of the next slope\nalong v (over the last)", fontsize=9)
     plots.finish(figure, axes, file)
 
 
@@ -167,15 +168,16 @@ def stable_range(_, file, steps=4000, models=MODELS):
     sigmas = np.linspace(1.9, 2.6, 57)
     figure, axes = drawings.subplots(1, 2, figsize=(9, 3.4))
     looks = zip(models.items(), itertools.product("-:", (drawings.BLACK, drawings.BLUE, drawings.ORANGE)))
-    for (name, (kappa, nu)), (style, color) in looks:
+    for k, ((name, (kappa, nu)), (style, color)) in enumerate(looks):
+        width = 3.5 - 0.5 * k  # the first ones lie below
         left, lam = survival(kappa, nu, tuple(sigmas), steps)
-        axes[0].plot(sigmas, left, style, color=color, label=name)
-        axes[1].plot(sigmas[left == steps], lam[left == steps], style, color=color, label=name)
+        axes[0].plot(sigmas, left, style, color=color, label=name, linewidth=width)
+        axes[1].plot(sigmas[left == steps], lam[left == steps], style, color=color, linewidth=width)
     settled = sigmas[sigmas > 2]  # p = a/b, and a swing whose size stays: σ (λ + κp/6) = 2 (λ + κp/2)
     axes[1].plot(settled, 0.5 * (1 / settled - 1 / 6) / (1 - 2 / settled), ":", color=drawings.PINK,
-                 label="κ = 1, by hand")  # fmt: skip
-    axes[0].set(yscale="log", xlabel="σ", ylabel=f"steps in the valley, of {steps}")
-    axes[1].set(yscale="log", xlabel="σ", ylabel="λ at the end, where it stays", ylim=(0.3, 60))
+                 label="κ = 1: where a swing keeps its size")  # fmt: skip
+    axes[0].set(yscale="log", xlabel="σ", ylabel=f"steps before λ < 0\nor the swing runs off, of {steps}")
+    axes[1].set(yscale="log", xlabel="σ", ylabel="λ at the end of these", ylim=(0.3, 60))
     plots.finish(figure, axes, file)
 
 
