@@ -163,7 +163,7 @@ def compared(rows, name, optimizer, grid=GRID, seeds=SEEDS):
         if not medians:
             continue
         plain = {key: value for key, value in medians.items() if not key[2]}
-        best = min(plain, key=plain.get)
+        best = min(plain, key=lambda key: plain[key][0])
         least = lambda ahead: min(medians[2.0, beta, ahead][0] for beta in AVERAGES)
         rule = 2 / (1 + plain[best][1] / size)
         found[size] = dict(best=plain[best][0], sigma=best[0], edge=least(False), ahead=least(True), rule=rule)

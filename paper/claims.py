@@ -15,6 +15,8 @@ import numpy as np
 import plots
 from paper import results, settings, theory
 
+ASKED = "asked"  # in place of a figure's number: a question that is not the paper's
+
 
 def called(kind, label):
     """Whether a kind is of that label; "CDAT σ = 2" is not the beginning of "CDAT σ = 2.5"."""
@@ -244,7 +246,7 @@ def verdicts(experiments, kinds):
         labels = [argument for argument in claim.arguments if isinstance(argument, (str, tuple))] or ("CDAT", "greedy")
         asked = any(called(kind, label) and "curvature" in vars(kind.config) for kind in variant for label in labels)
         cells = [cell(claim, own), "–", "–"]
-        if claim.figure == "asked":  # of runs that are in no log
+        if claim.figure == ASKED:  # of runs that are in no log
             cells = ["–", cell(claim, elsewhere), "–"]
         elif elsewhere or own:  # else it is measured on no run
             cells[1:] = cell(claim, elsewhere), cell(claim, variant) if asked else "–"

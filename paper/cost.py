@@ -333,6 +333,7 @@ def against_seconds(runs, file, seconds_a_step=seconds_a_step):
             losses[kind] = np.median(table, axis=0)
         rates = [kind for kind, same in kinds.items() if same[0].settings["tuner"] == "constant"]
         best = min(rates, key=lambda kind: losses[kind][-5:].mean())
+        goal = losses[best].min()
         for kind in [best, *(kind for kind in kinds if kind not in rates)]:
             settings = kinds[kind][0].settings
             taken = seconds_a_step(settings)
@@ -344,7 +345,6 @@ def against_seconds(runs, file, seconds_a_step=seconds_a_step):
             name = settings["name"].replace("curvature gauss-newton", "uᵀGu")
             name = "constant, with its grid" if kind == best else name
             seconds, lowest = taken * (1 + np.arange(len(losses[kind]))), np.minimum.accumulate(losses[kind])
-            goal = lowest[-1] if kind == best else goal
             there = seconds[lowest <= goal]
             row = dict(seconds=seconds[-1], loss=lowest[-1], reach=there[0] if len(there) else np.inf)
             rows[f"{setting}; {name}".replace(",", "")] = row

@@ -315,6 +315,7 @@ def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop", "adam")
         "σ from 1 to 3 in ten steps and again": ruled(cycle(lambda t: 1 + t % 10 * 2 / 9), count),
     }
     network, f, samples = problem(train.configure())
+    stepped = functools.cache(lambda optimizer, tuner: jax.jit(gd.make_step(f, optimizer, tuner)))  # for all seeds
 
     def ends(optimizer, tuner, seed):
         """The final loss of a run."""
@@ -325,7 +326,6 @@ def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop", "adam")
             history.append(metrics["loss"])
         return {"loss": plots.final_loss({"loss": np.array(history)})}
 
-    stepped = functools.cache(lambda optimizer, tuner: jax.jit(gd.make_step(f, optimizer, tuner)))
     figure, axes = subplots(1, len(names), figsize=(9, 2.8), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names):
         optimizer = gd.OPTIMIZERS[name]()
@@ -333,10 +333,11 @@ def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop", "adam")
             same = [results.kept(file, f"{name}; {rule}; seed {seed}", functools.partial(ends, optimizer, tuner, seed))
                     for seed in range(seeds)]  # fmt: skip
             losses = np.array([of["loss"] for of in same])
-            base = losses if row == 0 else base
+            if row == 0:  # CDAT σ = 2
+                base = np.median(losses)
             color = plots.COLORS["feedback" if row else "cdat"]
-            axis.plot(losses / np.median(base), [row] * seeds, "o", color=color, alpha=0.6, markersize=4)
-            axis.plot(np.median(losses / np.median(base)), row, "|", color=color, markersize=14)
+            axis.plot(losses / base, [row] * seeds, "o", color=color, alpha=0.6, markersize=4)
+            axis.plot(np.median(losses) / base, row, "|", color=color, markersize=14)
         axis.axvline(1, color=GREY, linewidth=0.8, zorder=0)
         axis.set_yticks(range(len(rules)), rules)
         axis.set_xscale("log")

@@ -12,6 +12,7 @@ import numpy as np
 
 import plots
 from paper import batches, cost, drawings, graph, results, terms
+from paper.claims import ASKED
 from paper.experiments import (BOTH, CDAT, CONSTANT, EXPERIMENTS, FEEDBACK, GREEDY, NO_RUNS, Claim, Experiment,
                                cdat)  # fmt: skip
 from paper.settings import SEEDS, on
@@ -143,7 +144,6 @@ def sooner(_, label):
 
 # ----------------------------------------------------------------------------------------------------- the entries
 
-ASKED = "asked"  # where the number of the paper's figure stands else
 EXPERIMENTS |= {
     "terms": Experiment(
         "25 min", NO_RUNS, terms.terms,

@@ -43,17 +43,14 @@ def swings(config, every=5, ahead=20):
     τ²/λ² > κ/(3λ) and κ > 0. The errors are medians over them, of the slope along v after the step as predicted with
     terms up to H, τ and κ, in shares of the slope before.
     """
-    measure = top = None
-    found, losses = [], []
+    top, found, losses = None, [], []
     for t, (f, w, u, metrics) in enumerate(itertools.islice(drawings.trained(config), config.steps)):
         losses.append(float(metrics["loss"]))
         if not np.isfinite(losses[-1]):
             break
         if t % every == 0:
-            if measure is None:
-                product = jax.jit(lambda w, v, f=f: sharpness.hvp(f, w, v))
-                measure = jax.jit(lambda w, u, eta, v, f=f: (
-                    theory.derivatives(f, w, v), jax.jvp(f, (tuners.move(w, eta, u),), (v,))[1]))  # fmt: skip
+            if top is None:  # f is the same at every step
+                product, measure = compiled(f)
             start = jax.tree.map(jnp.ones_like, w) if top is None else top.vector
             top = sharpness.lobpcg(functools.partial(product, w), start, 1e-3)
             if not np.isfinite(top.value):
@@ -61,6 +58,15 @@ def swings(config, every=5, ahead=20):
             along, after = measure(w, u, metrics["learning_rate"], top.vector)
             found.append([t, float(metrics["learning_rate"]), *map(float, along), float(after)])
     return counted(np.array(found), np.array(losses), ahead)
+
+
+def compiled(f):
+    """product(w, v) -> Hv; measure(w, u, η, v) -> the derivatives of f along v at w, and its slope there at w + ηu."""
+
+    def measure(w, u, eta, v):
+        return theory.derivatives(f, w, v), jax.jvp(f, (tuners.move(w, eta, u),), (v,))[1]
+
+    return jax.jit(lambda w, v: sharpness.hvp(f, w, v)), jax.jit(measure)
 
 
 def counted(found, losses, ahead):
@@ -113,7 +119,7 @@ def terms(_, file, settings=SWINGS, edges=EDGES, seeds=SEEDS, **given):
 
 
 def sign_tells(_, runs, sign="s"):
-    """Whether a sign is positive, above the edge, at 90 % of the bounded steps and at 10 % of those before a blow-up.
+    """Whether a sign is positive, above the edge, at 90 % of the bounded steps and at 10 % of those of a blow-up.
 
     sign: "s", of τ²/λ² − κ/(3λ), or "kappa"
     """
