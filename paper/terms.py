@@ -86,52 +86,59 @@ def counted(found, losses, ahead):
     return row | dict(zip(("error_2", "error_3", "error_4"), medians))
 
 
+CRITERIA = {  # where the next terms would keep a swing bounded: the runs and the sign asked, by a panel's title
+    "constant rates: is τ²/λ² > κ/(3λ)?": ("constant", "s"),
+    "CDAT: is τ²/λ² > κ/(3λ)?": ("CDAT", "s"),
+    "CDAT: is κ > 0?": ("CDAT", "kappa"),
+}
+
+
 def terms(_, file, settings=SWINGS, edges=EDGES, seeds=SEEDS, **given):
-    """Above the edge: how often each criterion holds, and how well the next slope along v is predicted."""
-    figure, axes = drawings.subplots(2, len(settings), figsize=(3 * len(settings), 5), sharex="col", sharey="row",
-                                    squeeze=False)  # fmt: skip
-    for column, (setting, (flags, rates)) in zip(axes.T, settings.items()):
+    """How often each criterion holds above the edge, at steps that stay bounded and at those of blow-ups."""
+    rows = {}
+    for setting, (flags, rates) in settings.items():
         runs = {f"constant {lr:g}": dict(tuner="constant", lr=lr) for lr in rates}
         runs |= {f"CDAT σ = {sigma:g}": dict(tuner="cdat", sigma=sigma) for sigma in edges}
-        for x, (label, tuner) in enumerate(runs.items()):
-            same = []
-            for seed in seeds:
-                config = train.configure(**flags, **tuner, seed=seed, **given)
-                same.append(kept(file, f"{setting}; {label}; seed {seed}", functools.partial(swings, config)))
-            total = {name: sum(row[name] for row in same) for name in same[0]}
-            for when, marker in ("held", "o"), ("lost", "x"):
-                for sign, color, word in ("s", drawings.BLACK, "τ²/λ² > κ/3λ"), ("kappa", drawings.ORANGE, "κ > 0"):
-                    share = total[f"{when}_{sign}"] / total[when] if total[when] else np.nan
-                    shift = 0.12 if sign == "kappa" else -0.12
-                    name = f"{word}: {'steps that stay bounded' if when == 'held' else 'steps of a blow-up'}"
-                    column[0].plot(x + shift, share, marker, color=color, label=name, markersize=5)
-            looks = (2, "s", drawings.GREY, "H"), (3, "v", drawings.BLUE, "H, τ"), (4, "D", drawings.PINK, "H, τ, κ")
-            for order, marker, color, words in looks:
-                error = np.median([row[f"error_{order}"] for row in same])
-                name = f"predicted with {words}"
-                column[1].plot(x, error, marker, color=color, fillstyle="none", label=name, markersize=6)
-        column[0].set_title(setting, fontsize=9, loc="left")
-        column[1].set_yscale("log")
-        column[1].set_xticks(range(len(runs)), [label.replace("CDAT ", "") for label in runs], rotation=60)
-    axes[0, 0].set_ylabel("share of steps where\nthe criterion holds", fontsize=9)
-    axes[1, 0].set_ylabel("error of the next slope\nalong v (over the last)", fontsize=9)
+        for (label, tuner), seed in itertools.product(runs.items(), seeds):
+            name, config = f"{setting}; {label}; seed {seed}", train.configure(**flags, **tuner, seed=seed, **given)
+            rows[name] = kept(file, name, functools.partial(swings, config))
+    figure, axes = drawings.subplots(1, len(CRITERIA), figsize=(9, 3.2), sharey=True)
+    looks = {"bounded steps": ("held", "o", drawings.BLACK, -0.1, 0.9),
+             "steps of a blow-up": ("lost", "X", drawings.ORANGE, 0.1, 0.0)}  # fmt: skip
+    for axis, (title, (runs, sign)) in zip(axes, CRITERIA.items()):
+        for words, (when, marker, color, shift, low) in looks.items():
+            decisive = f"where {words} are, if it decides"
+            axis.axhspan(low, low + 0.1, color=color, alpha=0.12, linewidth=0, label=decisive)
+            for x, setting in enumerate(settings):
+                share, count = share_of(rows, f"{setting}; {runs}", when, sign)
+                axis.plot(x + shift, share, marker, color=color, label=f"{words}, and how many", markersize=7)
+                if count:
+                    side = "right" if shift < 0 else "left"
+                    axis.text(x + 2.2 * shift, share, f"{count:g}", fontsize=7, ha=side, va="center")
+        axis.set_xticks(range(len(settings)), settings, rotation=20)
+        axis.set_xlim(-0.7, len(settings) - 0.3)
+        axis.set_title(title, fontsize=9, loc="left")
+    axes[0].set_ylabel("share of the steps\nthat say yes", fontsize=9)
     plots.finish(figure, axes, file)
 
 
-def sign_tells(_, runs, sign="s"):
-    """Whether a sign is positive, above the edge, at 90 % of the bounded steps and at 10 % of those of a blow-up.
+def share_of(rows, start, when, sign):
+    """(the share of the steps at which a sign is positive, nan of none; how many steps) in rows that start like that.
 
-    sign: "s", of τ²/λ² − κ/(3λ), or "kappa"
+    when: "held", of the bounded steps, or "lost", of those of blow-ups; sign: "s", of τ²/λ² − κ/(3λ), or "kappa"
     """
-    found = []
+    these = [row for name, row in rows.items() if name.startswith(start)]
+    count = sum(row[when] for row in these)
+    return sum(row[f"{when}_{sign}"] for row in these) / count if count else np.nan, count
+
+
+def sign_tells(_, runs, sign="s"):
+    """Whether a sign is positive, above the edge, at 90 % of the bounded steps and at 10 % of those of a blow-up."""
+    found, rows = [], rows_of("terms")
     for setting in SWINGS:
-        rows = rows_of("terms", f"{setting}; {runs}").values()
-        names = "held", "lost", f"held_{sign}", f"lost_{sign}"
-        total = {name: sum(row[name] for row in rows) for name in names}
-        if total["held"] and total["lost"]:
-            held, lost = total[f"held_{sign}"] / total["held"], total[f"lost_{sign}"] / total["lost"]
-            found.append((setting, f"{held:.2g} of {total['held']:g}, {lost:.2g} of {total['lost']:g}",
-                          held >= 0.9 and lost <= 0.1))  # fmt: skip
+        (held, bounded), (lost, blown) = (share_of(rows, f"{setting}; {runs}", when, sign) for when in ("held", "lost"))
+        if bounded and blown:
+            found.append((setting, f"{held:.2g} of {bounded:g}, {lost:.2g} of {blown:g}", held >= 0.9 and lost <= 0.1))
     return found
 
 
