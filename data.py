@@ -29,6 +29,7 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import numpy as np
@@ -181,6 +182,8 @@ def fetch(folder, name, sources=SOURCES, timeout=30.0):
         except (ValueError, OSError, HTTPException, tarfile.TarError) as error:
             failures.append(" ".join(str(error).split()))  # one line, whatever the server said
             say(f"  {failures[-1]}")
+            if isinstance(error, HTTPError):  # a reply as well, and open
+                error.close()
     how = f"unpack it in {folder}" if archive else f"save it as {path}"
     why, where = "; ".join(failures), " or ".join(urls)
     raise OSError(f"{path}: missing and not downloaded ({why}): fetch {where} and {how}")

@@ -472,7 +472,7 @@ def small(model):
             samples = data.load(dataset, samples=count)
             with contextlib.suppress(ValueError):
                 models.MODELS[model](samples.x.shape[1:], samples.classes, **given)
-                return train.configure(model=model, loss="ce", **given), samples
+                return train.configure(model=model, loss="ce", lr_max=1.0, **given), samples
 
 
 def twenty_steps(model):
