@@ -358,7 +358,8 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
     """CDAT over the edge and back, with nothing to choose: ours, not the paper's.
 
         m ← ρm + (1 − ρ) f(w),   η = min(s n/d, c η_last) (8)
-        where f(w) > (1 + τ) m:  σ ← (1 + σ)/2, s = 1;   else:  σ ← min(σ + a, σ_high), s = σ
+        where f(w) > (1 + τ) m:  σ ← (1 + σ)/2, s = 1
+        elsewhere:  σ ← min(σ + a, σ_high),  s = 1 + (σ − 1) max(−Σgᵢuᵢ, 0)/Σ|gᵢuᵢ|
 
     rise: a, what is added to σ at each step; it starts at 2
     tolerance: τ, the relative rise of the loss over its average that asks for a greedy step
@@ -369,9 +370,10 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
     curvature: of the Hessian, or the Gauss-Newton one
 
     A σ above 2 lowers sharpness and loss fastest, and diverges in the end: the part of u along the steepest directions
-    grows. Once that dominates u, one greedy step (s = 1) takes most of it out. So σ rises until the loss does. The loss
-    must be one that falls towards 0: "10 % above" means nothing where it is negative or has a floor. The state is
-    (m, σ, the last rate above 0, the state of `cdat`). Costs a curvature.
+    grows. Once that dominates u, one greedy step (s = 1) takes most of it out. So σ rises until the loss does. Its
+    excess over 1 counts by the share of the slope that goes down: all under gradient descent and RMSProp, less where
+    momentum carries weights on uphill. The loss must be one that falls towards 0: "10 % above" means nothing where it is
+    negative or has a floor. The state is (m, σ, the last rate above 0, the state of `cdat`). Costs a curvature.
 
     >>> f = Composed(lambda w: w, lambda z, w: 2 * z**2)
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -388,7 +390,8 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
         m = jnp.where(jnp.isinf(m_last), value, average * m_last + (1 - average) * value)  # inf before the first loss
         rose = value > (1 + tolerance) * m
         sigma = jnp.where(rose, (1 + sigma) / 2, jnp.minimum(sigma + rise, sigma_high))
-        scale = jnp.where(rose, 1.0, sigma)
+        share = -dot(g, u) / dot(jax.tree.map(jnp.abs, g), jax.tree.map(jnp.abs, u))
+        scale = jnp.where(~rose & (share > 0), 1 + (sigma - 1) * share, 1.0)
         eta, averages = cdat(scale, beta, curvature=curvature).rate(averages, f, w, value, g, u)
         eta = scalar(jnp.minimum(eta, growth * eta_last), w)
         eta_last = jnp.where(eta > 0, eta, eta_last)

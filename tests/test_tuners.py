@@ -67,7 +67,10 @@ def feedback(past, rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average
         weights = average ** np.arange(k)[::-1] * np.append(1, np.full(k - 1, 1 - average))
         rose = losses[-1] > (1 + tolerance) * weights @ losses
         sigma = 1 + (sigma - 1) / 2 if rose else min(sigma + rise, sigma_high)
-        eta = min(cdat(past[:k], 1.0 if rose else sigma, beta, curvature=curvature), ceiling)
+        slopes = past[k - 1].g * past[k - 1].u
+        down = max(-slopes.sum(), 0) / abs(slopes).sum()
+        scale = 1.0 if rose else 1 + (sigma - 1) * down
+        eta = min(cdat(past[:k], scale, beta, curvature=curvature), ceiling)
         ceiling = growth * eta if eta > 0 else ceiling
     return eta
 
@@ -428,13 +431,22 @@ def test_a_batch_without_gradient_or_curvature_leaves_later_steps_usable(optimiz
     assert np.isfinite(carry.w).all() and f(carry.w, good) < before
 
 
-def test_feedback_that_always_resets_is_greedy_and_one_that_never_does_is_cdat():
+def test_feedback_that_always_resets_is_greedy_and_one_that_never_does_is_cdat_where_each_weight_goes_down():
     with jax.enable_x64(True):
-        for tolerance, sigma in (-1.0, 1.0), (1e9, 1.7):
-            plain = train(MINI, "momentum", "cdat", {}, {"sigma": sigma, "beta": 0.5})
+        for optimizer, tolerance, sigma in ("momentum", -1.0, 1.0), ("gd", 1e9, 1.7), ("rmsprop", 1e9, 1.7):
+            plain = train(MINI, optimizer, "cdat", {}, {"sigma": sigma, "beta": 0.5})
             numbers = {"sigma_high": 1.7, "tolerance": tolerance, "growth": np.inf}
-            ours = train(MINI, "momentum", "feedback", {}, numbers, curvature="hessian")
+            ours = train(MINI, optimizer, "feedback", {}, numbers, curvature="hessian")
             assert [now.eta for now in ours] == [now.eta for now in plain]
+
+
+@pytest.mark.parametrize(
+    "u, share", [((-1, -1, 2, 0), 1), ((-7, -0.1, 3, 1), 1), ((-3, 1, 0, 5), 0.5), ((-3, 2, 0, 0), 0.2)]
+)
+def test_feedback_overshoots_by_the_share_of_the_slope_that_goes_down(u, share):
+    where = dict(b=A @ ONES - np.array([1, 1, -2, 0]), u=np.array(u, float))  # the gradient is (1, 1, −2, 0)
+    eta, _ = rate_of("feedback", A, ONES, value=1.0, words=WORDS["feedback"], **where)
+    assert eta == pytest.approx((1 + 1.02 * share) * rate_of("greedy", A, ONES, **where)[0], 1e-5)
 
 
 def test_feedback_forgets_a_loss_that_is_not_a_number():
