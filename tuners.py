@@ -372,8 +372,8 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
     A σ above 2 lowers sharpness and loss fastest, and diverges in the end: the part of u along the steepest directions
     grows. Once that dominates u, one greedy step (s = 1) takes most of it out. So σ rises until the loss does. Its
     excess over 1 counts by the share of the slope that goes down: all under gradient descent and RMSProp, less where
-    momentum carries weights on uphill. The loss must be one that falls towards 0: "10 % above" means nothing where it is
-    negative or has a floor. The state is (m, σ, the last rate above 0, the state of `cdat`). Costs a curvature.
+    momentum carries weights on uphill. The loss must be one that falls towards 0: "10 % above" means nothing where it
+    is negative or has a floor. The state is (m, σ, the last rate above 0, the state of `cdat`). Costs a curvature.
 
     >>> f = Composed(lambda w: w, lambda z, w: 2 * z**2)
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
