@@ -309,7 +309,7 @@ def make_step(loss, optimizer, tuner, chunk_size=0):
     def step(carry, batch):
         w, optimizer_state, tuner_state, u_last = carry
         f = lambda w: mean_over_chunks(loss, chunk_size)(w, batch)
-        if hasattr(loss, "inner"):  # then f has its two halves, too
+        if hasattr(loss, "inner"):  # a loss in two halves: f gets its own, as attributes
             f.inner = lambda w: map_over_chunks(loss.inner, chunk_size)(w, batch)
             f.outer = lambda z, w: loss.outer(z, w, batch)
         value, g = value_and_grad(w, batch)

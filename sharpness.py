@@ -87,7 +87,7 @@ def power_iteration(matvec, v, tol=1e-3, max_iters=1000):
 def noisy(v):
     """v with nearly as much noise, to unit length: the same noise at every call.
 
-    A warm start may be an eigenvector that is no longer the top one. It has no residual to follow; noise lets it go.
+    A warm start may be an eigenvector that is no longer the top one. There Hv − λv = 0 shows no way up; noise does.
     This much, since in n dimensions only 1/√n of it points along the one direction that is sought. It costs next to
     nothing: the iteration sheds noise in the first few products. Nearly, so that the two cannot cancel.
     """

@@ -80,7 +80,7 @@ def train(config, report=lambda rows: None):
             indices, w = indices_of(t), carry.w
             carry, metrics = jitted.step(carry, samples, indices, numbers)
             row = {"step": t, **metrics}
-            if t % config.sharpness_every == 0:  # at w, before the step, whose direction u the new carry holds
+            if t % config.sharpness_every == 0:  # at w, before the step; carry.u is the direction just taken
                 lam, found = 0.0, False
                 if not config.no_sharpness:
                     product = lambda v: jitted.hessian(w, carry, v, some, numbers)

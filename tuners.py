@@ -210,11 +210,11 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf, curvature: Curvature
         magnitude = lambda: jnp.abs(CURVATURES[curvature](f, w, u))
         if every == 1:
             d = magnitude() + damping
-        else:  # held, of a unit vector, from one measurement to the next, unless it is of no use
+        else:  # that of a unit vector, held from one measurement to the next; one of no use is measured anew
             due = (t % every == 0) | ~((held > 0) & jnp.isfinite(held))
             held = jax.lax.cond(due, lambda _: scalar(magnitude() / dot(u, u), w), lambda d: d, held)
             d = held * dot(u, u) + damping
-        finite = jnp.isfinite(n) & jnp.isfinite(d)  # what is not must not enter the averages, which would keep it
+        finite = jnp.isfinite(n) & jnp.isfinite(d)  # else kept out of the averages, which nan would never leave
         n = scalar(jnp.where(finite, (1 - beta) * n + beta * n_last, n_last), w)
         d = scalar(jnp.where(finite, (1 - beta) * d + beta * d_last, d_last), w)
         eta = jnp.minimum(sigma * n / d, lr_max)  # (8)
@@ -357,9 +357,10 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
              curvature: Curvature = "gauss-newton"):  # fmt: skip
     """CDAT over the edge and back, with nothing to choose: ours, not the paper's.
 
-        m ← ρm + (1 − ρ) f(w),   η = min(s n/d, c η_last) (8)
-        where f(w) > (1 + τ) m:  σ ← (1 + σ)/2, s = 1
+        m ← ρm + (1 − ρ) f(w)
+        where f(w) > (1 + τ) m:  σ ← (1 + σ)/2,  s = 1
         elsewhere:  σ ← min(σ + a, σ_high),  s = 1 + (σ − 1) max(−Σgᵢuᵢ, 0)/Σ|gᵢuᵢ|
+        η = min(s n/d, c η_last) (8)
 
     rise: a, what is added to σ at each step; it starts at 2
     tolerance: τ, the relative rise of the loss over its average that asks for a greedy step
