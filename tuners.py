@@ -15,8 +15,8 @@ precision. Where a rule has no answer (what is not finite, or n/0 without an lr_
 stays 0 says that u points uphill or f is flat along it. Hyperparameters that are floats may be traced.
 Copying: take a function and the helpers above it; call rate between gradient and update, inside the jitted step. On
 several devices f, value and g must be those of the whole batch: in pmap and shard_map f is lambda w:
-jax.lax.pmean(loss(w, batch), "devices") and g a pmean too, or each device takes a rate of its own. The length of u
-cancels in the ηu of cdat (with β = 0): clip or schedule ηu, not u.
+jax.lax.pmean(loss(w, batch), "devices"), value and g are from jax.value_and_grad(f), and g is a pmean once more. The
+length of u cancels in the ηu of cdat (with β = 0): clip or schedule ηu, not u.
 Paper: Roulet et al. 2024, arXiv:2407.06183; equation numbers are the paper's. Read next: sharpness.py.
 """
 
@@ -50,7 +50,7 @@ def scalar(value, w):
     """A number as an array of the dtype of w, which must be float32 or float64; TypeError unless it is one number."""
     dtypes = {str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(w)}
     if not dtypes <= {"float32", "float64"}:
-        raise TypeError(f"w must be float32 or float64, not {' and '.join(sorted(dtypes))}")
+        raise TypeError(f"w must be float32 or float64, not {' and '.join(sorted(dtypes))}; give the parameters alone")
     if jax.tree.structure(value) != jax.tree.structure(0) or jnp.shape(value):
         raise TypeError("f(w) must be one number, without auxiliary output: give the tuner lambda w: f(w)[0]")
     return jnp.asarray(value, max(dtypes))

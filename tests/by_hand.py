@@ -151,22 +151,28 @@ def assert_same_training(ours, theirs, rtol=1e-8):
 
 
 # A batch over two devices.
-def averaged_over_devices(w, batch, tuner, state, right):
-    """The rate that each device takes, of its own share of the batch."""
+def own_step(w, batch, tuner, state, right):
+    """ηu as each device takes it, of its own share of the batch; not right: with f as it has it."""
     mean = partial(jax.lax.pmean, axis_name="devices") if right else lambda value: value
     f = Composed(lambda w: jnp.tanh(batch @ w), lambda z, w: mean(jnp.mean((z - 1) ** 2)))
     value, g = jax.value_and_grad(f)(w)
     g = jax.lax.pmean(g, "devices")
-    return tuner.rate(state, f, w, value, g, -g)[0]
+    return tuner.rate(state, f, w, value, g, -g)[0] * -g
 
 
-def rates_on_two_devices(spread, **words):
+def steps_on_two_devices(spread, **words):
     """Of f as the mean over the devices, of f as each has it, and of the whole batch on one; words are options of
     cdat."""
     w, batch = jnp.array([0.5, -1.0]), jnp.array([[1.0, 2.0], [0.5, 0.1], [3.0, -1.0], [2.0, 2.0]])
     tuner = cdat(**words)
-    rates = [spread(partial(averaged_over_devices, tuner=tuner, state=tuner.init(w), right=right))(
-        w, batch.reshape(2, 2, 2)) for right in (True, False)]  # fmt: skip
+    steps = [spread(partial(own_step, tuner=tuner, state=tuner.init(w), right=right))(w, batch.reshape(2, 2, 2))
+             for right in (True, False)]  # fmt: skip
     f = Composed(lambda w: jnp.tanh(batch @ w), lambda z, w: jnp.mean((z - 1) ** 2))
     value, g = jax.value_and_grad(f)(w)
-    return [np.ravel(rate).tolist() for rate in rates] + [float(tuner.rate(tuner.init(w), f, w, value, g, -g)[0])]
+    whole = tuner.rate(tuner.init(w), f, w, value, g, -g)[0] * -g
+    return [np.asarray(step).tolist() for step in (*steps, whole)]
+
+
+def assert_devices_agree_where_f_is_the_mean(mean, own, whole):
+    np.testing.assert_allclose(mean, [whole, whole], rtol=1e-6)
+    assert abs(own[0][0] / own[1][0] - 1) > 0.1

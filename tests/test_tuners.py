@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import DIRECTIONS, FULL, MINI, START, assert_same_training, derivatives, loss, pytree, rates_on_two_devices
-from by_hand import train, train_by_hand
+from by_hand import DIRECTIONS, FULL, MINI, START, assert_devices_agree_where_f_is_the_mean, assert_same_training
+from by_hand import derivatives, loss, pytree, steps_on_two_devices, train, train_by_hand
 from jax import jit
 
 import gd
@@ -484,10 +484,9 @@ def test_the_length_of_the_direction_cancels_in_the_step(name):
 
 
 @pytest.mark.parametrize("words", [{}, {"curvature": "gauss-newton"}, {"every": 2}])
-def test_devices_take_the_rate_of_the_whole_batch_where_f_is_the_mean_over_them(words):
+def test_devices_take_the_step_of_the_whole_batch_where_f_is_the_mean_over_them(words):
     spread = lambda fn: jax.vmap(fn, (None, 0), axis_name="devices")  # as pmap does; see test_train.py for real devices
-    mean, own, whole = rates_on_two_devices(spread, **words)
-    assert mean == pytest.approx([whole, whole], rel=1e-6) and abs(own[0] / own[1] - 1) > 0.1
+    assert_devices_agree_where_f_is_the_mean(*steps_on_two_devices(spread, **words))
 
 
 @pytest.mark.parametrize("name", TUNERS)
