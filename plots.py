@@ -289,7 +289,8 @@ def line(axis, quantity, runs, top, band, **style):
     mean = geometric if quantity in (*LOG, "product") else np.mean
     table = np.full((len(runs), len(starts)), np.nan)  # a row a run
     for row, (_, history, _) in zip(table, runs):
-        values = products(history) if quantity == "product" else history[quantity]
+        unmeasured = np.full(len(history["step"]), np.nan)  # a run may be older than a column
+        values = products(history) if quantity == "product" else history.get(quantity, unmeasured)
         shown = np.isfinite(values) & ((values > 0) | (quantity not in LOG))
         for k, t in enumerate(starts):
             if shown[t : t + size].any():

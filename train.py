@@ -326,7 +326,10 @@ def chosen(given):
     fixed = models.PRESETS.get(given.get("preset"), {})
     parts = plain | given | fixed
     for part, factories in PARTS.items():
-        plain |= {name: option.default for name, option in options_of(factories[parts[part]]).items()}
+        options = {name: option.default for name, option in options_of(factories[parts[part]]).items()}
+        twice = ", ".join(options.keys() & plain.keys())
+        data.require(not twice, f"{parts[part]} and another part both have an option {twice}: rename one of the two")
+        plain |= options
     plain |= fixed
     settings = plain | {name: value for name, value in given.items() if name in plain}
     for name, value in settings.items():
@@ -400,7 +403,7 @@ def parser():
             flags.setdefault(name, []).append((option.default, get_args(option.annotation), text))
     for name, takers in flags.items():
         default, words, _ = takers[0]  # which are of one kind for all
-        text = re.sub(r" \((None|False|)\)$", "", "; ".join(text for _, _, text in takers))
+        text = re.sub(r" \((None|False|)\)$", "", "; ".join(text for _, _, text in takers)).replace("%", "%%")
         if isinstance(default, bool):
             parser.add_argument(dashed(name), action="store_true", help=text)
         elif name == "distributed":

@@ -86,7 +86,8 @@ def by_curvature(name):
                     for loss in losses:
                         axis.plot(at, loss, "o" if loss < start else "x", color=color, markersize=4)
             axis.set_xticks(range(len(values)), [f"{value:g}" for value in values], rotation=45)
-            axis.set(yscale="log", xlabel={"sigma": "σ", "every": "steps between two curvatures"}[name])
+            axis.set_yscale("log")
+            axis.set_xlabel({"sigma": "σ", "every": "steps between two curvatures"}[name], fontsize=9)
             axis.set_title(what.replace(", ", "\n", 1), fontsize=9, loc="left")
             axis.plot([], [], "x", color=drawings.GREY, label="ended above its start")
         for axis in axes[:, 0]:

@@ -91,4 +91,7 @@ def nonmonotone(slope=1e-4, average=0.85, shrink=0.8, grow=4.0, lr_max=100.0, ma
 
 
 RIVALS = {f.__name__: f for f in (dog, ngn, nonmonotone)}
+for name in RIVALS:
+    if name in TUNERS:
+        raise ValueError(f"tuners.py and paper/rivals.py both have a tuner {name}: rename one of the two")
 TUNERS |= RIVALS

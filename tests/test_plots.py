@@ -132,7 +132,7 @@ def figure(monkeypatch, tmp_path):
         saved.append(figure)
 
     monkeypatch.setattr(plots.Figure, "savefig", save)
-    return lambda *runs: plots.draw(list(runs), tmp_path / "figure.png") and saved[-1]
+    return lambda *runs, **words: plots.draw(list(runs), tmp_path / "figure.png", **words) and saved[-1]
 
 
 def test_a_figure_of_one_setting_has_a_line_for_each_kind_of_run_its_band_and_its_edge(figure):
@@ -198,6 +198,11 @@ def test_what_was_measured_once_is_a_dot_and_many_kinds_of_runs_have_no_legend_o
     sharpness = figure(run(sharpness=once)).axes[2]
     assert [line.get_marker() for line in sharpness.lines] == ["o"]
     assert figure(*(run({"sigma": 1 + k / 80}) for k in range(80))).legends == []
+
+
+def test_a_column_that_an_older_run_lacks_is_drawn_as_not_measured(figure):
+    lines = figure(run(), run({"sigma": 1.9}, w_norm=HISTORY["loss"]), quantities=["w_norm"]).axes[0].lines
+    assert sorted(len(line.get_ydata()) for line in lines) == [0, len(HISTORY["loss"])]
 
 
 def test_a_name_may_have_any_characters_and_a_figure_that_fails_leaves_the_old_one(tmp_path, monkeypatch):

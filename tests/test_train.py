@@ -106,6 +106,19 @@ def test_flags_multiply_only_the_tuners_that_take_them_and_may_be_given_twice():
         assert config.distributed == words
 
 
+def test_parts_that_share_the_name_of_an_option_are_refused_and_a_help_may_have_a_percent_sign(monkeypatch, capsys):
+    def sign(beta=0.9):
+        """beta: 90 % of the last m"""
+
+    monkeypatch.setitem(gd.OPTIMIZERS, "sign", sign)
+    with pytest.raises(ValueError, match="cdat and another part both have an option beta: rename one of the two"):
+        train.configure(optimizer="sign", tuner="cdat")
+    assert train.configure(optimizer="sign", tuner="polyak").beta == 0.9
+    with pytest.raises(SystemExit):
+        train.parser().parse_args(["--help"])
+    assert "90 % of the last m" in " ".join(capsys.readouterr().out.split())
+
+
 def test_each_run_has_a_folder_of_its_own_and_names_are_short():
     configs = train.configurations({"tuner": list(tuners.TUNERS), "lr": [0.1, 0.2], "sigma": [1.0, 2.0],
                                     "seed": [0, 1], "optimizer": ["gd", "adam"], "batch_size": [0, 32]})  # fmt: skip
