@@ -137,6 +137,12 @@ def judged(scale):
     return [run | UNMEASURED | dict(seed=JUDGES) for run in on(JUDGED, scale, FEEDBACK)] + tuned
 
 
+def longer(scale):
+    """The feedback rule and those rivals that do not look at the loss, as judged, with twice the steps."""
+    kept = [run for run in judged(scale) if run["tuner"] in ("feedback", "constant", "schedule", "cdat")]
+    return [run | dict(steps=2 * run["steps"], sharpness_every=100, seed=JUDGES[:3]) for run in kept]
+
+
 def one_at_a_time(scale):
     """The feedback rule with one of its numbers changed, on three of the settings on which it was found."""
     values = dict(rise=[0.005, 0.02, 0.1], tolerance=[0.02, 0.1, 0.5], growth=[1.1, 1.5, 1e30],
@@ -362,6 +368,9 @@ EXPERIMENTS = {
     "feedback": Experiment(
         "50 min", judged, charts.against("constant"), chart=True,
         about="ours: the feedback rule against each rival at its best, on settings that it was not found on"),
+    "longer": Experiment(
+        "40 min", longer, charts.against("constant"), chart=True,
+        about="ours: does that hold with twice the steps?"),
     "sensitivity": Experiment(
         "8 min", one_at_a_time, charts.numbers(
             rise="a, added to σ in a step", tolerance="τ, the rise of the loss that resets σ",
