@@ -84,7 +84,7 @@ def progress(steps):
             end = "\n" if done == steps or not np.isfinite(loss) else ""
             if first:
                 left = (time.time() - first[0]) / (done - first[1]) * (steps - done)
-                text += f", {timedelta(seconds=round(left))} left"
+                text = f"{text.rstrip()}, {timedelta(seconds=round(left))} left"
             first = first or (time.time(), done)  # this interval compiled: no pace to judge by
         if sys.stdout.isatty():
             columns = shutil.get_terminal_size().columns - 1

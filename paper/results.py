@@ -108,8 +108,8 @@ def kept(file, name, measure):
         new = {name: measure()}
         print(name, *(f"{key} {value:.3g}" for key, value in new[name].items()), flush=True)
         with data.owned(file.parent):  # no other process may write between the two
-            rows = read(file) | new
-            write(file, rows)
+            write(file, read(file) | new)
+        rows = read(file)  # in its digits, so that the figure is the one that is drawn from them later
     return rows[name]
 
 
