@@ -48,8 +48,8 @@ def train(config, report=lambda rows: None):
     """One run (see `configure`): trained, continued from its checkpoint, or read back where it is over.
 
     Returns its history, a dict of one numpy array a column of metrics.csv. report(rows) is called as the first step
-    begins, without rows, and with those of each log interval, once they are on the disk: there the run goes on after
-    whatever ends it. ValueError and OSError, in one line, for what cannot be run.
+    begins, without rows, and with those of each log interval, once they are on the disk: a run that was ended, by
+    whatever, goes on from there. ValueError and OSError, in one line, for what cannot be run.
 
     >>> train(configure(model="linear", tuner="greedy", samples=32, steps=3, out="a_folder"))["loss"].shape
     (3,)
@@ -356,7 +356,7 @@ def settings_of(config):
 
 
 def kind_and_numbers(config):
-    """What is compiled in, as pairs, and the numbers of optimizer and tuner: arguments, no value compiles anew.
+    """(kind, numbers): what is compiled in, as pairs, and the arguments, numbers that change without compiling anew.
 
     Runs of one kind differ only in these numbers, in the seed, and in how they are run.
     """

@@ -60,10 +60,11 @@ def curvature(f, w, u):
     """uᵀHu, the second derivative of t ↦ f(w + tu) at t = 0 (27): a jvp of a jvp.
 
     f(w) -> scalar; w and u pytrees of the same arrays; a scalar. Forward over forward: no activation is stored,
-    whatever the depth. Costs about four forward passes beside the one that is shared with the gradient, as long as the
-    compiler sees that the two first-order tangents are one; cost_analysis() tells. It does not after a division by an
-    array (write x * y**-1.0 for x / y, as models.softmax does) nor in a lax loop, which carries both: then six.
-    Functions with a custom_vjp have no forward mode: for these uᵀ(Hu), dot(u, jax.jvp(jax.grad(f), (w,), (u,))[1]).
+    whatever the depth. Costs about four forward passes beside the one that is shared with the gradient where the
+    compiler merges the two first-order tangents, which are equal, and six where it cannot (cost_analysis() tells):
+    after a division by an array (write x * y**-1.0 for x / y, as models.softmax does) and in a lax loop, which carries
+    both. Functions with a custom_vjp have no forward mode: for these uᵀ(Hu), dot(u, jax.jvp(jax.grad(f), (w,),
+    (u,))[1]).
 
     >>> f = lambda w: w[0] ** 2 + w[0] * w[1]
     >>> float(curvature(f, jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])))
@@ -371,10 +372,11 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
     curvature: of the Hessian, or the Gauss-Newton one
 
     A σ above 2 lowers sharpness and loss fastest, and diverges in the end: the part of u along the steepest directions
-    grows. Once that dominates u, one greedy step (s = 1) takes most of it out. So σ rises until the loss does. Its
-    excess over 1 counts by the share of the slope that goes down: all under gradient descent and RMSProp, less where
-    momentum carries weights on uphill. The loss must be one that falls towards 0: "10 % above" means nothing where it
-    is negative or has a floor. The state is (m, σ, the last rate above 0, the state of `cdat`). Costs a curvature.
+    grows. Once that dominates u, one greedy step (s = 1) takes most of it out. So σ rises until the loss does.
+    What momentum carries uphill is not to be overshot: σ − 1 is multiplied by (down − up)/(down + up), of the sums of
+    |gᵢuᵢ| over the weights that go down and up, 1 under gradient descent and RMSProp. The loss must be one that falls
+    towards 0: "10 % above" means nothing where it is negative or has a floor. The state is (m, σ, the last rate above
+    0, the state of `cdat`). Costs a curvature.
 
     >>> f = Composed(lambda w: w, lambda z, w: 2 * z**2)
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
