@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ for name, value in SETTINGS.items():
 if jax.__version_info__ < (0, 11):  # as much for the CPU's code generator; XLA ends a process over an unknown flag
     flags = "backend_optimization_level=0 cpu_use_fusion_emitters=false cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = " ".join(f"--xla_{flag}" for flag in flags.split())  # the last: to split costs more
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else commands of a suite in the background would ignore it
 gc.set_threshold(100_000, 50, 100)  # tracing makes many small objects: looking through them took a seventh of the time
 
 
