@@ -248,7 +248,7 @@ def set_up(distributed=None):
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stepping-on-the-edge")
     if not jax.config.jax_compilation_cache_dir and cache.is_absolute():  # it is not where a user has no home
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # however quick it was
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # keeps what was quick to compile, too
     if distributed is not None:
         try:
             address, count, which = distributed or (None, None, None)

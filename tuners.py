@@ -63,8 +63,8 @@ def curvature(f, w, u):
     whatever the depth. Costs about four forward passes beside the one that is shared with the gradient where the
     compiler merges the two first-order tangents, which are equal, and six where it cannot (cost_analysis() tells):
     after a division by an array (write x * y**-1.0 for x / y, as models.softmax does) and in a lax loop, which carries
-    both. Functions with a custom_vjp have no forward mode: for these uᵀ(Hu), dot(u, jax.jvp(jax.grad(f), (w,),
-    (u,))[1]).
+    both. Functions with a custom_vjp have no forward mode: for these uᵀ(Hu),
+    dot(u, jax.jvp(jax.grad(f), (w,), (u,))[1]).
 
     >>> f = lambda w: w[0] ** 2 + w[0] * w[1]
     >>> float(curvature(f, jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])))
@@ -393,7 +393,7 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
         m = jnp.where(jnp.isinf(m_last), value, average * m_last + (1 - average) * value)  # inf before the first loss
         rose = value > (1 + tolerance) * m
         sigma = jnp.where(rose, (1 + sigma) / 2, jnp.minimum(sigma + rise, sigma_high))
-        share = -dot(g, u) / dot(jax.tree.map(jnp.abs, g), jax.tree.map(jnp.abs, u))
+        share = -dot(g, u) / dot(jax.tree.map(jnp.abs, g), jax.tree.map(jnp.abs, u))  # nan without a gradient
         scale = jnp.where(~rose & (share > 0), 1 + (sigma - 1) * share, 1.0)
         eta, averages = cdat(scale, beta, curvature=curvature).rate(averages, f, w, value, g, u)
         eta = scalar(jnp.minimum(eta, growth * eta_last), w)

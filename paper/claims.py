@@ -202,10 +202,10 @@ def model_above_2(_):
 
 
 def logged_cost(_, what, low, high, column=1):
-    """From figures/cost.txt: the time of a tuner's step in constant-rate steps, or that of a part in forward passes."""
+    """A column of figures/cost.txt: of a tuner's step in constant-rate steps, or of a part of it in forward passes."""
     text = (results.FIGURES / "cost.txt").read_text()
     rows = re.findall(rf"^\| (\w+) \| {what} \|{' [0-9.]+ [|]' * column} ([0-9.]+) \|", text, re.MULTILINE)
-    return [(family, f"× {time}", low <= float(time) <= high) for family, time in rows]
+    return [(family, f"× {cost}", low <= float(cost) <= high) for family, cost in rows]
 
 
 def cell(claim, kinds):

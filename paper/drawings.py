@@ -304,7 +304,9 @@ def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop", "adam")
         back = gd.dot(u, last) < -0.9 * gd.norm(u) * gd.norm(last)
         return jnp.where(back, 1.0, 2.5), u
 
-    cycle = lambda sigma: lambda t, value, u: (sigma(t), t + 1)
+    def cycle(sigma):  # sigma(t) at step t, whatever the loss
+        return lambda t, value, u: (sigma(t), t + 1)
+
     rules = {
         "CDAT σ = 2": tuners.cdat(curvature="gauss-newton"),
         "feedback": tuners.feedback(),

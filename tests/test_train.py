@@ -480,13 +480,14 @@ def test_an_estimate_that_did_not_converge_is_not_logged_and_one_that_is_nan_sta
 def small(model):
     """A network of a kind, as small as it comes, on what it reads: images, or else text."""
     takes = train.options_of(models.MODELS[model])
-    for dataset, count in ("digits", 64), ("pydocs", 24):
+    # pydocs is another text under each Python, and on some of them the rnn's uᵀHu comes near 0.
+    for dataset, count, cap in ("digits", 64, {}), ("pydocs", 24, {"lr_max": 1.0}):
         for sizes in {"width": 8, "depth": 1}, {"width": 8}:
             given = {name: size for name, size in sizes.items() if name in takes}
             samples = data.load(dataset, samples=count)
             with contextlib.suppress(ValueError):
                 models.MODELS[model](samples.x.shape[1:], samples.classes, **given)
-                return train.configure(model=model, loss="ce", lr_max=1.0, **given), samples
+                return train.configure(model=model, loss="ce", **given, **cap), samples
 
 
 def twenty_steps(model):
