@@ -23,18 +23,12 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 
 # The colours of Okabe and Ito, which colour-blind readers tell apart: one tuner, one colour, everywhere.
-COLORS = {
-    "constant": "#000000", "schedule": "#999999", "linesearch": "#E69F00", "greedy": "#009E73", "cdat": "#0072B2",
-    "polyak": "#CC79A7", "hypergradient": "#56B4E9", "exact": "#D55E00", "feedback": "#882255",
-}  # fmt: skip
+COLORS = {"constant": "#000000", "schedule": "#999999", "linesearch": "#E69F00", "greedy": "#009E73",
+          "cdat": "#0072B2", "feedback": "#882255"}  # fmt: skip
 LOOKS = [(1.0, "-"), (0.45, "--"), (1.4, ":"), (1.65, "-."), (0.7, (0, (6, 2)))]  # of a tuner's runs: lightness, line
 
-QUANTITIES = {  # what is not here is called as its column
-    "loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
-    "product": "rate × sharpness, ηλ", "grad_norm": "gradient norm", "turn": "cos∠(u now, u before)",
-    "alignment": "alignment of u with\nthe top eigenvector", "curvature": "curvature along u, uᵀHu/‖u‖²",
-    "greedy_gain": "loss after an on-edge step\n− loss after a greedy one",
-}  # fmt: skip
+QUANTITIES = {"loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
+              "product": "rate × sharpness, ηλ"}  # what is not here is called as its column  # fmt: skip
 LOG = ("loss", "learning_rate", "sharpness", "grad_norm", "test_loss")  # drawn on a log axis
 
 
@@ -107,10 +101,10 @@ def edge(settings):
 
 NAMES = {
     "sigma": "σ", "beta": "β", "batch_size": "batch", "weight_decay": "weight decay", "sigma_high": "σ_high",
-    "tolerance": "τ", "rise": "a", "growth": "c", "average": "ρ", "lr_max": "at most", "hyper_rate": "rate",
+    "tolerance": "τ", "rise": "a", "growth": "c", "average": "ρ", "lr_max": "at most",
 }  # fmt: skip
 WHAT = ("dataset", "samples", "model", "preset", "width", "depth", "loss", "weight_decay", "optimizer", "batch_size")
-SHOWN = {"constant": "lr", "schedule": "lr", "cdat": "sigma", "exact": "sigma"}  # named whether it differs or not
+SHOWN = {"constant": "lr", "schedule": "lr", "cdat": "sigma"}  # named whether it differs or not
 
 
 def labels(runs):
@@ -137,18 +131,6 @@ def labels(runs):
                 words.append(value if type(value) is str else f"{NAMES.get(name, name)} {value}".removesuffix(".0"))
         names.append(", ".join(words))
     return names
-
-
-def setting_of(settings):
-    """What a run trains, in words, such as mlp, digits, adam, batch 64."""
-    network = settings.get("preset") or settings.get("model")
-    for name in "activation", "start", "norm":
-        if settings.get(name) not in (None, "relu", "lecun", "none"):  # as in the paper
-            network = f"{settings[name]} {network}"
-    loss = settings.get("loss") if settings.get("model") == "mlp" else None
-    batch = f"batch {settings['batch_size']}" if settings.get("batch_size") else None
-    words = [network, settings.get("dataset"), loss, settings["optimizer"], batch]
-    return ", ".join(word for word in words if word not in (None, "mse", "gd"))
 
 
 def final_loss(history):
@@ -211,34 +193,22 @@ def table(runs):
 
 
 def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product")):
-    """Draw `Run`s to a file (png, pdf, svg): a column a setting, a row a quantity; a single setting in two columns.
+    """Draw `Run`s to a file (png, pdf, svg), a panel a quantity.
 
     Settings are at least tuner, its lr or sigma, optimizer and its hyperparameters; a history is of step, loss,
     learning_rate and what else is drawn. Runs that differ in the seed alone are one line, their median; the first kind
     of a tuner has a band from the lowest to the highest. A cross is where a run diverged, a triangle where a line
     leaves its panel for good. The setting "name", if any, goes into the legend. Returns the path of the file.
     """
-    columns = {}
-    for run in runs:
-        columns.setdefault(setting_of(run.settings), []).append(run)
-    places = [(quantity, setting) for quantity in quantities for setting in columns]
-    one = len(columns) == 1
-    across, width, height = (min(len(places), 2), 4.5, 2.5) if one else (len(columns), 2.7, 1.9)
-    down = -(-len(places) // across)
-    figure = Figure(figsize=(width * across, 0.7 + height * down), layout="constrained")
-    axes = figure.subplots(down, across, sharex="col", squeeze=False)
-    for k, (axis, (quantity, setting)) in enumerate(zip(axes.flat, places)):
-        panel(axis, quantity, columns[setting])
-        name = QUANTITIES.get(quantity, quantity.replace("_", " "))
-        if one or k < across:
-            axis.set_title(name if one else setting.replace(", ", "\n", 1), fontsize=9, loc="left")
-        if not one and k % across == 0:
-            axis.set_ylabel(name, fontsize=9)
-        if k >= len(places) - across:  # there is none below it
-            axis.set_xlabel("step", fontsize=9)
-            axis.tick_params(labelbottom=True)
-    for axis in axes.flat[len(places) :]:
+    down = -(-len(quantities) // 2)
+    figure = Figure(figsize=(9, 0.7 + 2.5 * down), layout="constrained")
+    axes = figure.subplots(down, 2, squeeze=False)
+    for axis, quantity in zip(axes.flat, quantities):
+        panel(axis, quantity, runs)
+        axis.set_title(QUANTITIES.get(quantity, quantity.replace("_", " ")), fontsize=9, loc="left")
+    for axis in axes.flat[len(quantities) :]:
         axis.remove()
+    figure.supxlabel("step", fontsize=9)
     return finish(figure, axes, file)
 
 
@@ -260,9 +230,6 @@ def panel(axis, quantity, runs):
     values = np.concatenate([line.get_ydata() for line in axis.lines])
     if quantity in LOG and len(values):
         axis.set(yscale="log", ylim=(0.7 * values.min(), min(1.4 * values.max(), top)))
-    if quantity == "greedy_gain":  # it has both signs
-        axis.set_yscale("symlog", linthresh=0.01)
-        axis.axhline(0, color="#999999", linewidth=0.8, zorder=0)
     if quantity == "product":
         axis.set_ylim(0, top)
         for value in edges:
@@ -274,7 +241,7 @@ def panel(axis, quantity, runs):
 def look(tuner, k):
     """Colour and line style of the k-th kind of run of a tuner: its colour, then darker and lighter shades of it."""
     share, style = LOOKS[k % len(LOOKS)]
-    color = np.array(colors.to_rgb(COLORS.get(tuner, "#999933")))
+    color = np.array(colors.to_rgb(COLORS.get(tuner, "#332288")))
     return tuple(share * color if share <= 1 else 1 - (2 - share) * (1 - color)), style
 
 
@@ -289,7 +256,7 @@ def line(axis, quantity, runs, top, band, **style):
     mean = geometric if quantity in (*LOG, "product") else np.mean
     table = np.full((len(runs), len(starts)), np.nan)  # a row a run
     for row, (_, history, _) in zip(table, runs):
-        unmeasured = np.full(len(history["step"]), np.nan)  # a run may be older than a column
+        unmeasured = np.nan * history["step"]  # a run may be older than a column
         values = products(history) if quantity == "product" else history.get(quantity, unmeasured)
         shown = np.isfinite(values) & ((values > 0) | (quantity not in LOG))
         for k, t in enumerate(starts):

@@ -135,10 +135,16 @@ def lobpcg(matvec, v, tol=1e-3, max_iters=1000):
     weights. It is power iteration on H + sI with momentum, both chosen best each time (Knyazev 2001), so λ only rises,
     whatever the other end of the spectrum. Its start is made `noisy`, which says why.
 
-    >>> spectrum = jnp.array([-9.0, 4.0, 1.0, -2.0])
-    >>> top = lobpcg(lambda v: spectrum * v, jnp.ones(4))
+    In a training loop jit the product once, with w and the batch as arguments, and start each measurement from the last
+    vector:
+
+    >>> f = lambda w, batch: batch * (w[0] ** 2 - 3 * w[1] ** 2)  # H = diag(2, -6) for a batch of 1
+    >>> product = jax.jit(lambda w, v, batch: hvp(lambda w: f(w, batch), w, v))
+    >>> w = v = jnp.ones(2)
+    >>> top = lobpcg(lambda v: product(w, v, 1.0), v)
+    >>> v = top.vector
     >>> round(top.value, 3)
-    4.0
+    2.0
     """
     v, unravel = ravel_pytree(v)
     product = lambda v: ravel_pytree(matvec(unravel(v)))[0]
@@ -157,23 +163,6 @@ def lobpcg(matvec, v, tol=1e-3, max_iters=1000):
         value, residual, *_ = residual_of(basis, product(basis[0])[None])
     converged = bool(residual <= tol * abs(value))
     return Eigenpair(float(value), unravel(basis[0]), iterations, float(residual), converged)
-
-
-def sharpness(f, w, v, tol=1e-3, max_iters=1000):
-    """The sharpness of f at w by `lobpcg` on `hvp`, started from v (a pytree like w; not zero): an `Eigenpair`.
-
-    Compiles the product anew for each call. In a training loop jit it once, with w and the batch as arguments, and
-    start each measurement from the last vector:
-
-    >>> f = lambda w, batch: batch * (w[0] ** 2 - 3 * w[1] ** 2)
-    >>> w, v, batch = jnp.ones(2), jnp.ones(2), 5.0
-    >>> product = jax.jit(lambda w, v, batch: hvp(lambda w: f(w, batch), w, v))
-    >>> v = lobpcg(lambda v: product(w, v, batch), v).vector
-
-    >>> round(sharpness(lambda w: f(w, 1.0), w, v).value, 3)
-    2.0
-    """
-    return lobpcg(jax.jit(lambda v: hvp(f, w, v)), v, tol, max_iters)
 
 
 def alignment(u, v, scale=None):

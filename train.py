@@ -168,7 +168,6 @@ def compiled(kind, shape, classes):
             "sharpness": tuners.scalar(lam, w),
             "alignment": sharpness.alignment(carry.u, v, optimizer_of(numbers).scale(carry.optimizer)),
             "curvature": tuners.curvature(f, w, carry.u) / gd.dot(carry.u, carry.u),  # whatever the tuner takes
-            "greedy_gain": tuners.greedy_gain(f, w, carry.u),
             **in_chunks(test)(w, held_out),
         }
 
@@ -280,11 +279,11 @@ SINGLE = {*SETTINGS} - {*PARTS, "seed", "batch_size"}  # all other flags take se
 WORDS = {**PARTS, "preset": models.PRESETS, "loss": gd.LOSSES}
 KNOWN = ("folder", "shape", "classes", "steps", "max_trials")  # arguments of factories that a run has by itself
 RANGES = {  # by flag: the least number, the largest, and what else it may be; those without a line are not negative
-    "f_min": (-1e30, 1e30), "seed": (0, 2147483647), "image_size": (1, 1024), "width": (1, 65536), "depth": (1, 100),
-    "patch": (1, 4096), "heads": (1, 1024), "attention_width": (0, 65536), "iterations": (1, 1000),
-    "sigma_high": (1, 1e30), "hyper_rate": (0, 1), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, np.inf),
-    "growth": (1, 1e30), "log_every": (1, 1000), **dict.fromkeys(("steps", "sharpness_every", "every"), (1, 10**9)),
-    **dict.fromkeys(("eps", "lr", "sigma", "lr_max"), (1e-30, 1e30)), "sharpness_tol": (1e-30, 0.999999),
+    "seed": (0, 2147483647), "image_size": (1, 1024), "width": (1, 65536), "depth": (1, 100), "patch": (1, 4096),
+    "heads": (1, 1024), "attention_width": (0, 65536), "log_every": (1, 1000), "sharpness_tol": (1e-30, 0.999999),
+    "sigma_high": (1, 1e30), "growth": (1, 1e30), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, np.inf),
+    **dict.fromkeys(("steps", "sharpness_every", "every"), (1, 10**9)),
+    **dict.fromkeys(("eps", "lr", "sigma", "lr_max"), (1e-30, 1e30)),
     **dict.fromkeys(("momentum", "beta1", "beta2", "beta", "average", "slope", "warmup"), (0, 0.999999)),
 }  # fmt: skip
 # Else accelerators round matrix products to TF32 or bfloat16, and move the sharpness by more than its tolerance.
@@ -390,9 +389,9 @@ def fail(message, program="train.py"):
     sys.exit(2)
 
 
-def parser():
+def parser(command="python train.py"):
     """The command line. Only flags that were given end up in its result."""
-    parser = argparse.ArgumentParser(usage="python train.py [--flag value ...]", description=__doc__.splitlines()[0],
+    parser = argparse.ArgumentParser(usage=f"{command} [--flag value ...]", description=__doc__.splitlines()[0],
                                      allow_abbrev=False, argument_default=argparse.SUPPRESS)  # fmt: skip
     parser.error = fail
     flags = {name: [(default, WORDS.get(name), f"{text} ({default})")] for name, (default, text) in SETTINGS.items()}
@@ -431,7 +430,7 @@ def show(configs):
             data.write(folder / "config.json", lambda stream: stream.write(rest.encode()))
 
 
-def run(configs, words):
+def run(configs, words, command):
     """Trains one after the other, and shows what came of it; at Ctrl-C also the words that go on from there."""
     began = time.time()
     try:
@@ -448,22 +447,22 @@ def run(configs, words):
         files = [folder_of(config) / "checkpoint.npz" for config in configs]
         old = configs[0].overwrite and any(file.exists() and file.stat().st_mtime < began for file in files)
         kept = [word for word in words if word not in ("--resume", "--overwrite")]
-        print("interrupted; go on with: python train.py", shlex.join([*kept, "--overwrite" if old else "--resume"]))
+        print("interrupted; go on with:", command, shlex.join([*kept, "--overwrite" if old else "--resume"]))
         sys.exit(130)
 
 
-def main(words):
+def main(words, command="python train.py"):
     """The command line, as a list of words."""
     for stream in sys.stdout, sys.stderr:
         stream.reconfigure(errors="replace")  # what a terminal cannot show ends no run
     try:
-        configs = configurations(vars(parser().parse_args(words)))
+        configs = configurations(vars(parser(command).parse_args(words)))
         gd.set_up(configs[0].distributed)
         if jax.process_index() > 0:  # what belongs to no process alone is for the first one to say
             sys.stdout = open(os.devnull, "w")
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        run(configs, words)
+        run(configs, words, command)
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads on, as behind `| head`
         os._exit(1)

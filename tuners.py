@@ -26,7 +26,6 @@ from typing import Callable, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 
 class Tuner(NamedTuple):
@@ -257,103 +256,6 @@ def schedule(steps, lr=0.1, warmup=0.1, decay: Literal["constant", "linear", "co
     return Tuner(init=lambda w: jnp.zeros((), jnp.int32), rate=rate)
 
 
-def polyak(f_min=0.0, lr_max=1.0):
-    """Polyak's rate (1969) (23), η = min((f(w) − f*)/‖g‖², lr_max).
-
-    f_min: f*, the least loss that there could be
-    lr_max: largest learning rate
-
-    It is made for u = −g; where f is convex that step then brings w closer to every minimiser. No state. Costs nothing.
-
-    >>> f = lambda w: 2 * w**2
-    >>> w, g = jnp.array(1.0), jnp.array(4.0)
-    >>> float(polyak().rate((), f, w, f(w), g, -g)[0])
-    0.125
-    """
-
-    def rate(state, f, w, value, g, u):
-        eta = jnp.minimum((value - f_min) / dot(g, g), lr_max)  # (23)
-        return scalar(jnp.where(eta > 0, eta, 0), w), state  # 0 where it is 0/0, or f(w) fell below f_min
-
-    return Tuner(init=lambda w: (), rate=rate)
-
-
-def hypergradient(lr=0.1, hyper_rate=0.1):
-    """Hypergradient descent on the rate (Baydin et al. 2018) (24): η ← η (1 − r cos∠(∇f(w + ηu), u)), from η = lr.
-
-    lr: learning rate of the first step
-    hyper_rate: r, the learning rate of the learning rate (β in the paper)
-
-    The rate grows while the gradient at the new point still agrees with the step, and shrinks where the step went
-    too far. That gradient is the next step's g, so the rule is applied one step later at no cost; on mini-batches it
-    is then the gradient on the next batch. The state is (η, u).
-
-    >>> tuner = hypergradient(0.5, hyper_rate=0.1)
-    >>> g = jnp.array(4.0)
-    >>> eta, state = tuner.rate(tuner.init(g), None, g, None, g, -g)  # no step taken yet
-    >>> eta, state = tuner.rate(state, None, g, None, g, -g)  # cos = −1: the gradient did not change
-    >>> round(float(eta), 4)
-    0.55
-    """
-
-    def rate(state, f, w, value, g, u):
-        eta, u_last = state
-        cos = dot(g, u_last) / jnp.sqrt(dot(g, g)) / jnp.sqrt(dot(u_last, u_last))
-        eta = scalar(eta * (1 - hyper_rate * jnp.where(jnp.isfinite(cos), cos, 0)), w)  # (24)
-        return eta, (eta, u)
-
-    return Tuner(init=lambda w: (scalar(lr, w), jax.tree.map(jnp.zeros_like, w)), rate=rate)
-
-
-def exact(sigma=2.0, iterations=5):
-    """σ over the sharpness (25), η = σ/λ, with λ from a few warm-started power iterations a step.
-
-    sigma: σ, the scaling factor; for exact 2 holds the top eigenvector at the edge
-    iterations: power iterations a step
-
-    It asks for the stability of the top eigenvector, whatever u = −g is; `cdat` asks for that of u. Each iteration but
-    the first (at least 2) turns the unit vector v within the plane of v and Hv to where vᵀHv is largest, so λ is the
-    largest algebraic eigenvalue. No step is taken before the residual ‖Hv − λv‖ has once been below a tenth of λ, nor
-    where λ ≤ 0. The state is (v, whether that has happened). Costs `iterations` Hessian-vector products.
-
-    >>> f = lambda w: 2 * w[0] ** 2 - 5 * w[1] ** 2  # H = diag(4, −10)
-    >>> w, g = jnp.ones(2), jnp.array([4.0, -10.0])
-    >>> round(float(exact(2.0).rate(exact().init(w), f, w, f(w), g, -g)[0]), 4)
-    0.5
-    """
-
-    def rate(state, f, w, value, g, u):
-        v, found = state
-        product = lambda v: jax.jvp(jax.grad(f), (w,), (v,))[1]
-        v = scaled(v)
-        hv = product(v)
-        for _ in range(iterations - 1):
-            off = scaled(move(hv, -dot(v, hv), v))
-            off = move(off, -dot(v, off), v)  # short where Hv is along v, but for rounding: then v is there
-            h_off = product(off)
-            angle = jnp.arctan2(2 * dot(off, hv), dot(v, hv) - dot(off, h_off)) / 2
-            angle = jnp.where(dot(off, off) > 0.5, angle, 0)
-            turn = lambda a, b: jax.tree.map(lambda a, b: jnp.cos(angle) * a + jnp.sin(angle) * b, a, b)
-            v, hv = turn(v, off), turn(hv, h_off)
-        lam = dot(v, hv)
-        off = move(hv, -lam, v)
-        found |= dot(off, off) < (0.1 * lam) ** 2
-        eta = sigma / lam  # (25)
-        v = jax.tree.map(lambda v, last: jnp.where(jnp.isfinite(lam), v, last), v, state[0])
-        return scalar(jnp.where(found & (lam > 0), eta, 0), w), (v, found)
-
-    def scaled(v):  # to unit length; zero stays zero
-        length = jnp.sqrt(dot(v, v))
-        return jax.tree.map(lambda v: v / jnp.where(length > 0, length, 1), v)
-
-    def init(w):
-        flat, unravel = ravel_pytree(w)
-        noise = jax.random.normal(jax.random.key(0), flat.shape, scalar(0, w).dtype)
-        return unravel(noise), jnp.zeros((), bool)
-
-    return Tuner(init, rate)
-
-
 def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, beta=0.5,
              curvature: Curvature = "gauss-newton"):  # fmt: skip
     """CDAT over the edge and back, with nothing to choose: ours, not the paper's.
@@ -406,17 +308,4 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
     return Tuner(init, rate)
 
 
-def greedy_gain(f, w, u):
-    """f(w + η_edge u) − f(w + η_greedy u): what the rate on edge (7) loses to the greedy one (3), in this one step.
-
-    Costs a curvature and three forward passes.
-
-    >>> float(greedy_gain(lambda w: 2 * w**2, jnp.array(1.0), jnp.array(-4.0)))  # from 2 to 0, or to 2 again
-    2.0
-    """
-    descent = jax.jvp(f, (w,), (u,))[1]  # g·u
-    eta = -descent / jnp.abs(curvature(f, w, u))  # (3)
-    return f(move(w, 2 * eta, u)) - f(move(w, eta, u))
-
-
-TUNERS = {f.__name__: f for f in (constant, linesearch, greedy, cdat, schedule, polyak, hypergradient, exact, feedback)}
+TUNERS = {f.__name__: f for f in (constant, linesearch, greedy, cdat, schedule, feedback)}

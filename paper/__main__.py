@@ -7,6 +7,7 @@
     python -m paper readme           writes the tables in paper/README.md anew, likewise
     python -m paper charts           draws anew what takes final losses alone, likewise
     python -m paper fig5 --scale paper   the paper's data, networks and steps: for an accelerator
+    python -m paper train --tuner exact  train.py with the tuners of rivals.py, too
 
 What every run ended with is a row of results.csv, so that each number of paper/README.md can be traced.
 Read next: experiments.py.
@@ -34,6 +35,7 @@ from paper import claims, results
 from paper.experiments import ALSO, configs, words
 from paper.questions import EXPERIMENTS  # those of experiments.py, and its own
 from paper.results import FIGURES, RESULTS
+from paper.settings import setting_of
 
 HERE = Path(__file__).parent
 TARGETS = {  # by setting: the loss to which steps and time are counted, about what the tuned constant rate ends with
@@ -48,26 +50,34 @@ MATRICES = {"loss": "final training loss", "test_loss": "test loss"}
 def run(name, scale, data_dir, out):
     """Trains what is not there yet, keeps a row of numbers for each run, draws the figure, and returns its file."""
     runs, rows = [], {}
-    todo = configs(name, scale, resume=True, data_dir=data_dir, out=out)
+    todo, file = configs(name, scale, resume=True, data_dir=data_dir, out=out), figure_of(name, scale)
+    if EXPERIMENTS[name].alone:
+        EXPERIMENTS[name].draw(todo, file)
+        return file
     for k, config in enumerate(todo):
         print(f"[{k + 1}/{len(todo)}] {train.name_of(config)}", file=sys.stderr, flush=True)
         train.train(config)
         done = plots.load_run(train.folder_of(config))
         names = dict(run=results.row_of(results.unseeded(config)), name=results.label_of(config))
         runs.append(done._replace(settings=done.settings | names))
-        rows[results.row_of(config)] = results.summary(done, TARGETS.get(plots.setting_of(done.settings), -np.inf))
+        rows[results.row_of(config)] = results.summary(done, TARGETS.get(setting_of(done.settings), -np.inf))
     if rows:
         with data.owned(RESULTS.parent):  # no other process may write between the two
             results.write(RESULTS, results.read(RESULTS) | rows)
-    file = FIGURES / (f"{name}.png" if scale == "laptop" else f"{name}-{scale}.png")
     more = dict(data_dir=data_dir) if EXPERIMENTS[name].reads else {}
     EXPERIMENTS[name].draw(kinds(name, scale) if EXPERIMENTS[name].chart else runs, file, **more)
     return file
 
 
+def figure_of(name, scale="laptop"):
+    """The file of an experiment's figure."""
+    return FIGURES / (f"{name}.png" if scale == "laptop" else f"{name}-{scale}.png")
+
+
 def kinds(name, scale="laptop"):
     """The kinds of runs of an experiment of which there are results."""
-    return results.kinds_of(configs(name, scale), results.read(RESULTS))
+    file = figure_of(name, scale).with_suffix(".csv") if EXPERIMENTS[name].alone else RESULTS
+    return results.kinds_of(configs(name, scale), results.read(file))
 
 
 def verdicts():
@@ -119,7 +129,7 @@ def charts():
     """Draws those figures anew that results.csv is enough for."""
     for name, experiment in EXPERIMENTS.items():
         if experiment.chart and kinds(name):
-            experiment.draw(kinds(name), FIGURES / f"{name}.png")
+            experiment.draw(kinds(name), figure_of(name))
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -151,8 +161,10 @@ def one(name, options):
         print(*(f"\n{about}:\n\n{results.matrix(found, column)}" for column, about in MATRICES.items()), sep="\n")
 
 
-def main(argv=None):
+def main(argv):
     """The command line."""
+    if argv[:1] == ["train"]:
+        return train.main(argv[1:], "python -m paper train")
     parser = argparse.ArgumentParser(prog="python -m paper", description="The paper's figures, from a laptop.",
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("names", nargs="*", metavar="name", help="an experiment, all, claims, readme or charts")
@@ -186,4 +198,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -9,8 +9,7 @@ from matplotlib.patches import Rectangle
 
 import plots
 from paper import drawings, results
-
-RIVAL_COLORS = {"dog": "#999933", "ngn": "#661100", "nonmonotone": "#44AA99"}
+from paper.settings import setting_of
 
 
 def start_of(kinds):
@@ -28,7 +27,7 @@ def heat(x, y, split):
         panels = {}  # by what is trained, split and curvature: kinds by (y, x)
         for kind in kinds:
             config = vars(kind.config)
-            what = plots.setting_of(config | {"batch_size": 0})
+            what = setting_of(config | {"batch_size": 0})
             variant = ", uᵀGu" * (config.get("curvature") == "gauss-newton")
             title = f"{what}\n{plots.NAMES.get(split, split)} = {config[split]:g}{variant}"
             panels.setdefault(title, {})[config[y], config[x]] = kind
@@ -132,8 +131,7 @@ def against(other):
         for place, of_setting in enumerate(best.values()):
             base = results.median(of_setting[other], "loss")
             for name, kind in of_setting.items():
-                tuner = kind.config.tuner
-                color = RIVAL_COLORS.get(tuner) or plots.COLORS[tuner]
+                color = plots.COLORS[kind.config.tuner]
                 ratios = [np.clip(row["loss"] / base, 1 / 30, 30) for row in kind.rows]
                 x = place + (names.index(name) - (len(names) - 1) / 2) / (len(names) + 2)
                 median = np.median(ratios)

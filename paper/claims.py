@@ -14,6 +14,7 @@ import numpy as np
 
 import plots
 from paper import results, settings, theory
+from paper.settings import setting_of
 
 ASKED = "asked"  # in place of a figure's number: a question that is not the paper's
 
@@ -128,7 +129,7 @@ def best_sigmas(kinds):
     """Figure 7: the best σ of each batch size, over all β, in each setting; whether it falls as the batch shrinks."""
     found = {}  # by setting, then by batch size
     for kind in sorted(kinds, key=lambda kind: -results.median(kind, "loss")):  # the best comes last and stays
-        of_setting = found.setdefault(plots.setting_of(vars(kind.config) | {"batch_size": 0}), {})
+        of_setting = found.setdefault(setting_of(vars(kind.config) | {"batch_size": 0}), {})
         of_setting[kind.config.batch_size or np.inf] = kind.config
     verdicts = []
     for setting, configs in found.items():
@@ -236,7 +237,7 @@ def verdicts(experiments, kinds):
         own, elsewhere, variant = [], [], []
         homes = settings.homes(claim.own)
         for kind in {results.row_of(kind.config): kind for name in names for kind in found[name]}.values():
-            config, home = vars(kind.config), plots.setting_of(vars(kind.config) | {"batch_size": 0})
+            config, home = vars(kind.config), setting_of(vars(kind.config) | {"batch_size": 0})
             if any(config.get(name, value) != value for name, value in claim.only.items()):
                 continue
             if config.get("curvature") != "gauss-newton":

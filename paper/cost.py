@@ -30,7 +30,8 @@ import plots
 import sharpness
 import train
 import tuners
-from paper import results
+from paper import results, rivals
+from paper.settings import setting_of
 
 FAMILIES = {  # model, options, shape of a sample, samples; on random data, which costs what real data does
     "linear": ("linear", dict(), (32, 32, 3), 2048),
@@ -42,7 +43,7 @@ FAMILIES = {  # model, options, shape of a sample, samples; on random data, whic
     "vit": ("vit", dict(), (32, 32, 3), 64),
     "transformer": ("transformer", dict(), (64,), 64),
 }
-KINDS = {tuner: dict(tuner=tuner) for tuner in tuners.TUNERS} | {
+KINDS = {tuner: dict(tuner=tuner) for tuner in tuners.TUNERS if tuner not in rivals.LATER} | {
     "cdat, uᵀGu": dict(tuner="cdat", curvature="gauss-newton"),
     "cdat, every 4": dict(tuner="cdat", every=4),
     "cdat, every 16": dict(tuner="cdat", every=16),
@@ -317,13 +318,13 @@ def against_seconds(runs, file, seconds_a_step=seconds_a_step):
     The best constant rate pays for all rates of its grid. Seconds are those of the steps alone, timed here, one kind of
     run after the other. A row a kind is kept beside the figure: reach, when it came to where the constant rate ended.
     """
-    trained, rows = list(dict.fromkeys(plots.setting_of(run.settings) for run in runs)), {}
+    trained, rows = list(dict.fromkeys(setting_of(run.settings) for run in runs)), {}
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     axes = figure.subplots(2, (len(trained) + 1) // 2, squeeze=False)
     for axis, setting in zip(axes.flat, trained):
         kinds = {}
         for run in runs:
-            if plots.setting_of(run.settings) == setting:
+            if setting_of(run.settings) == setting:
                 kinds.setdefault(run.settings["run"], []).append(run)
         losses = {}
         for kind, same in kinds.items():

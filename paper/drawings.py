@@ -25,7 +25,10 @@ import sharpness
 import train
 import tuners
 from paper import results, theory
+from paper.settings import setting_of
 
+plots.QUANTITIES |= {"grad_norm": "gradient norm", "turn": "cos∠(u now, u before)",
+                     "alignment": "alignment of u with\nthe top eigenvector"}  # fmt: skip
 ORANGE, BLUE, PINK, GREY, BLACK = "#D55E00", "#0072B2", "#CC79A7", "#999999", "#000000"
 
 
@@ -51,7 +54,7 @@ def tuned(runs, searched=results.SEARCHED, apart=("sigma",)):
     losses, best, groups = median_loss(runs), {}, []
     for settings, *_ in runs:
         options = () if settings["tuner"] in searched else tuple(settings.get(name) for name in apart)
-        groups.append((plots.setting_of(settings), settings["tuner"], options))
+        groups.append((setting_of(settings), settings["tuner"], options))
         kind = settings["run"]
         best[groups[-1]] = min(best.get(groups[-1], kind), kind, key=losses.get)
     kept = []
@@ -69,13 +72,33 @@ def tuned(runs, searched=results.SEARCHED, apart=("sigma",)):
     return kept
 
 
+def grid(runs, file, quantities):
+    """Draw runs to a file, as plots.draw, but a column for each setting and a row for each quantity."""
+    columns = {}
+    for run in runs:
+        columns.setdefault(setting_of(run.settings), []).append(run)
+    if len(columns) == 1:
+        return plots.draw(runs, file, quantities)
+    shape = len(quantities), len(columns)
+    figure, axes = subplots(*shape, figsize=(2.7 * shape[1], 0.7 + 1.9 * shape[0]), sharex="col", squeeze=False)
+    for row, quantity in zip(axes, quantities):
+        for axis, of_setting in zip(row, columns.values()):
+            plots.panel(axis, quantity, of_setting)
+        row[0].set_ylabel(plots.QUANTITIES.get(quantity, quantity.replace("_", " ")), fontsize=9)
+    for axis, setting in zip(axes[0], columns):
+        axis.set_title(setting.replace(", ", "\n", 1), fontsize=9, loc="left")
+    for axis in axes[-1]:
+        axis.set_xlabel("step", fontsize=9)
+    return plots.finish(figure, axes, file)
+
+
 def panels(*quantities, searched=results.SEARCHED, apart=("sigma",)):
     """The tuned runs over their steps, a column for each setting; with uᵀGu only if the curvature is in `apart`."""
 
     def draw(runs, file):
         if "curvature" not in apart:
             runs = [run for run in runs if run.settings.get("curvature") != "gauss-newton"]
-        plots.draw(tuned(runs, searched, apart), file, quantities)
+        grid(tuned(runs, searched, apart), file, quantities)
 
     return draw
 
@@ -85,14 +108,14 @@ def edges(runs, file):
     highest, named = {}, []  # constant rate by setting
     for settings, *_ in runs:
         if settings["tuner"] == "constant":
-            setting = plots.setting_of(settings)
+            setting = setting_of(settings)
             highest[setting] = max(highest.get(setting, 0), settings["lr"])
     for run in runs:
-        lower = run.settings["lr"] < highest[plots.setting_of(run.settings)]
+        lower = run.settings["lr"] < highest[setting_of(run.settings)]
         name = "a lower constant rate" if lower else "a constant rate"
         name = "entered by a warm-up" if run.settings["tuner"] == "schedule" else name
         named.append(run._replace(settings=run.settings | {"name": name}))
-    plots.draw(named, file, ("loss", "sharpness", "product"))
+    grid(named, file, ("loss", "sharpness", "product"))
 
 
 def at_equal_loss(runs, file):
@@ -251,99 +274,46 @@ def overlay(_, file, first=100, steps=100, lr=0.1):
     plots.finish(figure, axes, file)
 
 
-def resets(_, file, first=120, steps=40):
-    """A run of `feedback` around its resets, and the loss along u at one and at the step before."""
-    run = list(follow(first, steps, tuner="feedback"))
-    column = lambda name: np.array([row[name] for *_, row in run], float)
-    t, loss, eta, lam = map(column, ("step", "loss", "learning_rate", "sharpness"))
-    f = run[0][1]
-    reset = eta < 0.75 * np.append(0, eta[:-1])  # no other step has a rate so far below the last
-    figure, axes = subplots(2, 2, figsize=(9, 5.2))
-    shown = ("training loss", loss), ("sharpness λ", lam), ("y = ηλ − 2", eta * lam - 2)
-    for axis, (name, values) in zip(axes.flat, shown):
-        axis.plot(t, values, color=plots.COLORS["feedback"], linewidth=1.2)
-        axis.plot(t[reset], values[reset], "o", color=BLACK, markersize=4, label="reset, σ = 1")
-        axis.set_title(name, fontsize=9, loc="left")
-        axis.set_xlabel("step", fontsize=9)
-    axes[1, 0].axhline(0, color=ORANGE, linewidth=1, linestyle=(0, (6, 3)), zorder=0)
-    along = jax.jit(jax.vmap(lambda s, w, u: f(tuners.move(w, s, u)), (0, None, None)))
-    at = max(np.flatnonzero(reset), default=1)  # the last of them
-    s = np.linspace(-0.1, 1.4, 51)  # in steps
-    for k, color, style in ((at - 1, PINK, "--"), (at, BLACK, "-")):
-        _, _, w, u, _, _ = run[k]
-        axes[1, 1].plot(s, along(s * eta[k], w, u), style, color=color, linewidth=1.2,
-                        label=f"from step {t[k]:.0f}" + ", reset" * bool(k == at))  # fmt: skip
-        axes[1, 1].plot([0, 1], along(np.array([0, eta[k]]), w, u), "o", color=color, markersize=5)
-    axes[1, 1].set_title("loss along u; dots: before the step and after", fontsize=9, loc="left")
-    axes[1, 1].set_xlabel("distance, in steps", fontsize=9)
-    plots.finish(figure, axes, file)
+def greedy_gain(f, w, u):
+    """f(w + η_edge u) − f(w + η_greedy u): what the rate on edge (7) loses to the greedy one (3), in this one step.
+
+    >>> float(greedy_gain(lambda w: 2 * w**2, jnp.array(1.0), jnp.array(-4.0)))  # from 2 to 0, or to 2 again
+    2.0
+    """
+    descent = jax.jvp(f, (w,), (u,))[1]  # g·u
+    eta = -descent / jnp.abs(tuners.curvature(f, w, u))  # (3)
+    return f(tuners.move(w, 2 * eta, u)) - f(tuners.move(w, eta, u))
 
 
-def ruled(scale, start, growth=1.5):
-    """A tuner like `feedback`, with σ from scale(memory, value, u) -> (σ, memory); memory from start(w)."""
+def gains_along(config):
+    """The row of a run: the greedy gain at each measured step, and the share of these steps at which it is positive."""
+    history, gains, gain = {"loss": [], "learning_rate": []}, {}, None
+    for t, (f, w, u, metrics) in enumerate(itertools.islice(trained(config), config.steps)):
+        for name, column in history.items():
+            column.append(metrics[name])
+        if t % config.sharpness_every == 0:
+            gain = gain or jax.jit(functools.partial(greedy_gain, f))
+            gains[f"gain_{t}"] = float(gain(w, u))
+    loss, rate = (np.array(column) for column in history.values())
+    return dict(loss_first=loss[0], loss=plots.final_loss({"loss": loss}), rate=plots.geometric(rate[-10:]),
+                sharpness=np.nan, product=np.nan, gain=np.mean([value > 0 for value in gains.values()]),
+                **gains)  # fmt: skip
 
-    def rate(state, f, w, value, g, u):
-        memory, averages, eta_last = state
-        sigma, memory = scale(memory, value, u)
-        eta, averages = tuners.cdat(sigma, curvature="gauss-newton").rate(averages, f, w, value, g, u)
-        eta = jnp.minimum(eta, growth * eta_last)
-        return eta, (memory, averages, jnp.where(eta > 0, eta, eta_last))
 
-    return tuners.Tuner(lambda w: (start(w), tuners.cdat().init(w), tuners.scalar(jnp.inf, w)), rate)
-
-
-def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop", "adam"), seeds=3):
-    """The final loss under other ways to choose σ than that of `feedback`, all with uᵀGu and its cap but one."""
-    count, zeros = lambda w: jnp.zeros((), int), lambda w: jax.tree.map(jnp.zeros_like, w)
-
-    def above_average(m, value, u):
-        m = jnp.where(jnp.isinf(m), value, 0.9 * m + 0.1 * value)
-        return jnp.where(value > 1.05 * m, 1.0, 2.5), m
-
-    def turned(last, value, u):
-        back = gd.dot(u, last) < -0.9 * gd.norm(u) * gd.norm(last)
-        return jnp.where(back, 1.0, 2.5), u
-
-    def cycle(sigma):  # sigma(t) at step t, whatever the loss
-        return lambda t, value, u: (sigma(t), t + 1)
-
-    rules = {
-        "CDAT σ = 2": tuners.cdat(curvature="gauss-newton"),
-        "feedback": tuners.feedback(),
-        "feedback with uᵀHu": tuners.feedback(curvature="hessian"),
-        "σ = 2.5; 1 where the loss is above average": ruled(above_average, lambda w: tuners.scalar(jnp.inf, w)),
-        "σ = 2.5; 1 where u turned: cos < −0.9": ruled(turned, zeros),
-        "σ = 2.5; 1 at each tenth step": ruled(cycle(lambda t: jnp.where(t % 10 == 9, 1.0, 2.5)), count),
-        "σ from 1 to 3 in ten steps and again": ruled(cycle(lambda t: 1 + t % 10 * 2 / 9), count),
-    }
-    network, f, samples = problem(train.configure())
-    stepped = functools.cache(lambda optimizer, tuner: jax.jit(gd.make_step(f, optimizer, tuner)))  # for all seeds
-
-    def ends(optimizer, tuner, seed):
-        """The final loss of a run."""
-        step, carry = stepped(optimizer, tuner), gd.init_carry(network.init(jax.random.key(seed)), optimizer, tuner)
-        history = []
-        for _ in range(steps):
-            carry, metrics = step(carry, samples)
-            history.append(metrics["loss"])
-        return {"loss": plots.final_loss({"loss": np.array(history)})}
-
-    figure, axes = subplots(1, len(names), figsize=(9, 2.8), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], names):
-        optimizer = gd.OPTIMIZERS[name]()
-        for row, (rule, tuner) in enumerate(rules.items()):
-            same = [results.kept(file, f"{name}; {rule}; seed {seed}", functools.partial(ends, optimizer, tuner, seed))
-                    for seed in range(seeds)]  # fmt: skip
-            losses = np.array([of["loss"] for of in same])
-            if row == 0:  # CDAT σ = 2
-                base = np.median(losses)
-            color = plots.COLORS["feedback" if row else "cdat"]
-            axis.plot(losses / base, [row] * seeds, "o", color=color, alpha=0.6, markersize=4)
-            axis.plot(np.median(losses) / base, row, "|", color=color, markersize=14)
-        axis.axvline(1, color=GREY, linewidth=0.8, zorder=0)
-        axis.set_yticks(range(len(rules)), rules)
-        axis.set_xscale("log")
-        axis.set_xlabel("final loss over\nthat of CDAT σ = 2", fontsize=9)
-        axis.set_title(name, fontsize=9, loc="left")
-    axes[0, 0].invert_yaxis()
-    plots.finish(figure, axes, file)
+def gains(configs, file):
+    """Figure 16: what an on-edge step loses on a greedy one from the same point, along runs of CDAT."""
+    lines = {1.0: ("greedy", []), 2.0: ("cdat", [])}  # by σ: colour, and the gains of each seed
+    for config in configs:
+        row = results.kept(file, results.row_of(config), functools.partial(gains_along, config))
+        if config.curvature == "hessian":
+            lines[config.sigma][1].append([value for name, value in row.items() if name.startswith("gain_")])
+    figure, axis = subplots(figsize=(5.5, 3.4))
+    for sigma, (color, seeds) in lines.items():
+        steps, color = configs[0].sharpness_every * np.arange(len(seeds[0])), plots.COLORS[color]
+        axis.plot(steps, np.median(seeds, axis=0), color=color, linewidth=1.3, label=f"along CDAT σ = {sigma:g}")
+        axis.fill_between(steps, *np.quantile(seeds, [0, 1], axis=0), color=color, alpha=0.12, linewidth=0)
+    axis.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+    axis.set_yscale("symlog", linthresh=0.01)  # it has both signs
+    axis.set_xlabel("step", fontsize=9)
+    axis.set_title("loss after an on-edge step − loss after a greedy one", fontsize=9, loc="left")
+    plots.finish(figure, axis, file)

@@ -12,11 +12,11 @@ import numpy as np
 
 import plots
 import train
-from paper import charts, cost, drawings, results, rivals
+from paper import charts, cost, drawings, results, rivals, rules
 from paper.claims import (alike, always, at_edge, averages_help, below, best_sigma_by, best_sigmas, gains,
                           less_above_edge, logged_cost, model_above_2, model_of_figure_4, model_of_figure_9,
                           more_on_large, rate_above, ratio, survives, within)  # fmt: skip
-from paper.settings import CLASSICAL, EDGE, JUDGED, on
+from paper.settings import CLASSICAL, EDGE, JUDGED, on, setting_of
 
 
 def cdat(*sigmas, **more):
@@ -65,6 +65,7 @@ class Experiment(NamedTuple):
     chart: bool = False
     about: str = ""  # what is asked where the paper claims nothing
     reads: bool = False  # whether draw loads data sets by itself, from data_dir
+    alone: bool = False  # whether draw(configs, file) trains the runs by itself, and keeps their rows beside the figure
 
 
 def words(experiment):
@@ -119,7 +120,7 @@ def tuning(scale):
     both = cdat(2.0, 1.9375, 2.0625) | BOTH
     ngn = dict(tuner="ngn", lr=lambda grid: [grid[1], 4 * grid[1], 16 * grid[1]])
     schedules = SCHEDULES | dict(lr=lambda grid: [grid[1], 2 * grid[1], 4 * grid[1], 8 * grid[1]])
-    untuned = [dict(tuner=name) for name in rivals.RIVALS if name != "ngn"]
+    untuned = [dict(tuner=name) for name in rivals.LATER if name != "ngn"]
     others = CONSTANT, schedules, dict(tuner="linesearch", slope=[1e-4, 0.5]), POLYAK, ngn, *untuned, both
     runs = on(JUDGED, scale, *others) + on(JUDGED[-2:], scale, both | dict(beta=0.9))  # as momentum and Adam need it
     return [run | UNMEASURED | dict(seed=JUDGES[0]) for run in runs]
@@ -129,7 +130,7 @@ def judged(scale):
     """The feedback rule; and of each rival what came out best there, with all seeds."""
     rows, best = results.read(results.RESULTS), {}
     for config in configs("tuning", scale):
-        key = plots.setting_of(vars(config)), config.tuner, vars(config).get("curvature")
+        key = setting_of(vars(config)), config.tuner, vars(config).get("curvature")
         loss = rows.get(results.row_of(config), {}).get("loss", np.inf)
         if key not in best or loss < best[key][0]:
             best[key] = loss, config
@@ -311,10 +312,10 @@ EXPERIMENTS = {
          Claim("15", "η = 3/λ is good (ours: at most 5 % above it)", below, ("exact σ = 3", "constant", 1.05),
                ["mlp"])]),
     "fig16": Experiment(
-        "3 min", lambda scale: on(["wide"], scale, cdat(1.0, 2.0) | BOTH), drawings.panels("greedy_gain"),
+        "3 min", lambda scale: on(["wide"], scale, cdat(1.0, 2.0) | BOTH), drawings.gains,
         [Claim("16", "along σ = 1 the greedy rate gains more in a step than the on-edge one (ours: in 95 % of steps)",
                within, ("CDAT σ = 1", "gain", 0.95, 1), ["wide"]),
-         Claim("16", "along σ = 2 too", within, ("CDAT σ = 2", "gain", 0.95, 1), ["wide"])]),
+         Claim("16", "along σ = 2 too", within, ("CDAT σ = 2", "gain", 0.95, 1), ["wide"])], alone=True),
     "fig17": Experiment(
         "with fig5", lambda scale: on(["resnet"], scale, CONSTANT, GREEDY | BOTH, SIGMAS | BOTH),
         drawings.panels("alignment", "turn"),
@@ -382,10 +383,10 @@ EXPERIMENTS = {
         "1 min", NO_RUNS, drawings.feedback_in_the_model,
         about="ours: does the simplified model predict what the feedback rule does?"),
     "alternatives": Experiment(
-        "5 min", NO_RUNS, drawings.alternatives,
+        "5 min", NO_RUNS, rules.alternatives,
         about="ours: do other ways to choose σ do as well as the feedback rule?"),
     "resets": Experiment(
-        "1 min", NO_RUNS, drawings.resets,
+        "1 min", NO_RUNS, rules.resets,
         about="ours: a greedy step takes out what had grown along the steepest directions"),
 }  # fmt: skip
 ALSO = {"fig10": "fig4", "fig11": "fig9", "fig20": "fig8", "fig21": "fig8"}  # figures that are panels of others here

@@ -15,7 +15,7 @@ from paper import batches, cost, drawings, graph, results, terms
 from paper.claims import ASKED
 from paper.experiments import (BOTH, CDAT, CONSTANT, EXPERIMENTS, FEEDBACK, GREEDY, NO_RUNS, Claim, Experiment,
                                cdat)  # fmt: skip
-from paper.settings import SEEDS, on
+from paper.settings import SEEDS, on, setting_of
 
 # ------------------------------------------------------------------------------------------------ a graph network
 
@@ -86,10 +86,10 @@ def at_level(run, level):
 
 def at_one_loss(runs, file):
     """Test loss and accuracy against training loss; and at one training loss the test loss against the sharpness."""
-    trained, rows = list(dict.fromkeys(plots.setting_of(run.settings) for run in runs)), {}
+    trained, rows = list(dict.fromkeys(setting_of(run.settings) for run in runs)), {}
     figure, axes = drawings.subplots(len(trained), 3, figsize=(10, 2.9 * len(trained)), squeeze=False)
     for row, setting in zip(axes, trained):
-        same = [run for run in runs if plots.setting_of(run.settings) == setting]
+        same = [run for run in runs if setting_of(run.settings) == setting]
         best = drawings.tuned(same)
         level = 1.01 * max(min(run.history["loss"]) for run in best)  # which each tuner comes to with each seed
         for run in best:

@@ -15,6 +15,7 @@ import numpy as np
 import data
 import plots
 import train
+from paper.settings import setting_of
 
 FIGURES = Path(__file__).parent / "figures"
 RESULTS = Path(__file__).parent / "results.csv"
@@ -52,14 +53,13 @@ def summary(run, target):
     """A run as a row of numbers.
 
     Rates and products are geometric means: of the first and of the last ten steps, product of the second half.
-    grad_norm is the largest; alignment and turn are medians over that half; gain is the share of measured steps at
-    which the greedy rate gains, positive that at which uᵀHu > 0; sharpness_half is that of the middle, reach the first
-    step at which the loss is at target.
+    grad_norm is the largest; alignment and turn are medians over that half; positive is the share of measured steps
+    at which uᵀHu > 0; sharpness_half is that of the middle, reach the first step at which the loss is at target.
     """
     history, seconds = run.history, run.facts["seconds"]
     half, rates, lam = len(history["step"]) // 2, history["learning_rate"], history["sharpness"]
     median = lambda values: np.nanmedian(values[half:]) if np.isfinite(values[half:]).any() else np.nan
-    share = lambda values: np.nan if np.isnan(values).all() else np.mean(values[~np.isnan(values)] > 0)
+    curved = history["curvature"][~np.isnan(history["curvature"])]
     there = np.flatnonzero(history["loss"] <= target)
     reach = there[0] if len(there) else np.inf
     return dict(loss_first=history["loss"][0], loss=plots.final_loss(history), reach=reach,
@@ -70,7 +70,7 @@ def summary(run, target):
                 grad_norm_first=history["grad_norm"][0],
                 grad_norm=np.inf if plots.diverged(history) else history["grad_norm"].max(),
                 alignment=median(history["alignment"]), turn=median(history["turn"]),
-                gain=share(history["greedy_gain"]), positive=share(history["curvature"]),
+                positive=np.mean(curved > 0) if len(curved) else np.nan,
                 test_loss=plots.last_measured(history["test_loss"]),
                 test_accuracy=plots.last_measured(history["test_accuracy"]))  # fmt: skip
 
@@ -151,7 +151,7 @@ def kinds_of(configs, rows):
     for config in configs:
         if row_of(config) in rows:
             kind = unseeded(config)
-            new = Kind(plots.setting_of(vars(kind)), kind, label_of(kind), [])
+            new = Kind(setting_of(vars(kind)), kind, label_of(kind), [])
             found.setdefault(row_of(kind), new).rows.append(rows[row_of(config)])
     return list(found.values())
 

@@ -1,13 +1,115 @@
-"""Rivals: rules of others that set a rate without its being tuned, to compare with. Not the paper's.
+"""Rivals: rules that set a rate without its being tuned, to compare with: first the paper's own, then later ones.
 
-What this file teaches: a tuner is a function and a line in a registry. Importing this file makes these three known to
-train.train as well. Each is written from its equation, without the refinements of its authors.
+    python -m paper train --tuner polyak     is train.py with these rules, too
+
+What this file teaches: a tuner is a function and a line in a registry, from wherever it is. Importing this file makes
+these six known to train.train. The later three are written from their equations, without their authors' refinements.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
+import plots
+import train
 from tuners import TUNERS, Tuner, dot, linesearch, move, scalar
+
+
+def polyak(f_min=0.0, lr_max=1.0):
+    """Polyak's rate (1969) (23), η = min((f(w) − f*)/‖g‖², lr_max).
+
+    f_min: f*, the least loss that there could be
+    lr_max: largest learning rate
+
+    It is made for u = −g; where f is convex that step then brings w closer to every minimiser. No state. Costs nothing.
+
+    >>> f = lambda w: 2 * w**2
+    >>> w, g = jnp.array(1.0), jnp.array(4.0)
+    >>> float(polyak().rate((), f, w, f(w), g, -g)[0])
+    0.125
+    """
+
+    def rate(state, f, w, value, g, u):
+        eta = jnp.minimum((value - f_min) / dot(g, g), lr_max)  # (23)
+        return scalar(jnp.where(eta > 0, eta, 0), w), state  # 0 where it is 0/0, or f(w) fell below f_min
+
+    return Tuner(init=lambda w: (), rate=rate)
+
+
+def hypergradient(lr=0.1, hyper_rate=0.1):
+    """Hypergradient descent on the rate (Baydin et al. 2018) (24): η ← η (1 − r cos∠(∇f(w + ηu), u)), from η = lr.
+
+    lr: learning rate of the first step
+    hyper_rate: r, the learning rate of the learning rate (β in the paper)
+
+    The rate grows while the gradient at the new point still agrees with the step, and shrinks where the step went
+    too far. That gradient is the next step's g, so the rule is applied one step later at no cost; on mini-batches it
+    is then the gradient on the next batch. The state is (η, u).
+
+    >>> tuner = hypergradient(0.5, hyper_rate=0.1)
+    >>> g = jnp.array(4.0)
+    >>> eta, state = tuner.rate(tuner.init(g), None, g, None, g, -g)  # no step taken yet
+    >>> eta, state = tuner.rate(state, None, g, None, g, -g)  # cos = −1: the gradient did not change
+    >>> round(float(eta), 4)
+    0.55
+    """
+
+    def rate(state, f, w, value, g, u):
+        eta, u_last = state
+        cos = dot(g, u_last) / jnp.sqrt(dot(g, g)) / jnp.sqrt(dot(u_last, u_last))
+        eta = scalar(eta * (1 - hyper_rate * jnp.where(jnp.isfinite(cos), cos, 0)), w)  # (24)
+        return eta, (eta, u)
+
+    return Tuner(init=lambda w: (scalar(lr, w), jax.tree.map(jnp.zeros_like, w)), rate=rate)
+
+
+def exact(sigma=2.0, iterations=5):
+    """σ over the sharpness (25), η = σ/λ, with λ from a few warm-started power iterations a step.
+
+    sigma: σ, the scaling factor; for exact 2 holds the top eigenvector at the edge
+    iterations: power iterations a step
+
+    It asks for the stability of the top eigenvector, whatever u = −g is; `cdat` asks for that of u. Each iteration but
+    the first (at least 2) turns the unit vector v within the plane of v and Hv to where vᵀHv is largest, so λ is the
+    largest algebraic eigenvalue. No step is taken before the residual ‖Hv − λv‖ has once been below a tenth of λ, nor
+    where λ ≤ 0. The state is (v, whether that has happened). Costs `iterations` Hessian-vector products.
+
+    >>> f = lambda w: 2 * w[0] ** 2 - 5 * w[1] ** 2  # H = diag(4, −10)
+    >>> w, g = jnp.ones(2), jnp.array([4.0, -10.0])
+    >>> round(float(exact(2.0).rate(exact().init(w), f, w, f(w), g, -g)[0]), 4)
+    0.5
+    """
+
+    def rate(state, f, w, value, g, u):
+        v, found = state
+        product = lambda v: jax.jvp(jax.grad(f), (w,), (v,))[1]
+        v = scaled(v)
+        hv = product(v)
+        for _ in range(iterations - 1):
+            off = scaled(move(hv, -dot(v, hv), v))
+            off = move(off, -dot(v, off), v)  # short where Hv is along v, but for rounding: then v is there
+            h_off = product(off)
+            angle = jnp.arctan2(2 * dot(off, hv), dot(v, hv) - dot(off, h_off)) / 2
+            angle = jnp.where(dot(off, off) > 0.5, angle, 0)
+            turn = lambda a, b: jax.tree.map(lambda a, b: jnp.cos(angle) * a + jnp.sin(angle) * b, a, b)
+            v, hv = turn(v, off), turn(hv, h_off)
+        lam = dot(v, hv)
+        off = move(hv, -lam, v)
+        found |= dot(off, off) < (0.1 * lam) ** 2
+        eta = sigma / lam  # (25)
+        v = jax.tree.map(lambda v, last: jnp.where(jnp.isfinite(lam), v, last), v, state[0])
+        return scalar(jnp.where(found & (lam > 0), eta, 0), w), (v, found)
+
+    def scaled(v):  # to unit length; zero stays zero
+        length = jnp.sqrt(dot(v, v))
+        return jax.tree.map(lambda v: v / jnp.where(length > 0, length, 1), v)
+
+    def init(w):
+        flat, unravel = ravel_pytree(w)
+        noise = jax.random.normal(jax.random.key(0), flat.shape, scalar(0, w).dtype)
+        return unravel(noise), jnp.zeros((), bool)
+
+    return Tuner(init, rate)
 
 
 def dog(reach=1e-4):
@@ -90,8 +192,14 @@ def nonmonotone(slope=1e-4, average=0.85, shrink=0.8, grow=4.0, lr_max=100.0, ma
     return Tuner(lambda w: (scalar(0, w), scalar(0, w), scalar(0, w)), rate)
 
 
-RIVALS = {f.__name__: f for f in (dog, ngn, nonmonotone)}
+LATER = {f.__name__: f for f in (dog, ngn, nonmonotone)}
+RIVALS = {f.__name__: f for f in (polyak, hypergradient, exact)} | LATER
 for name in RIVALS:
     if name in TUNERS:
         raise ValueError(f"tuners.py and paper/rivals.py both have a tuner {name}: rename one of the two")
 TUNERS |= RIVALS
+train.RANGES |= {"f_min": (-1e30, 1e30), "iterations": (1, 1000), "hyper_rate": (0, 1)}
+plots.COLORS |= {"polyak": "#CC79A7", "hypergradient": "#56B4E9", "exact": "#D55E00", "dog": "#999933",
+                 "ngn": "#661100", "nonmonotone": "#44AA99"}  # fmt: skip
+plots.NAMES["hyper_rate"] = "rate"
+plots.SHOWN["exact"] = "sigma"

@@ -6,7 +6,6 @@ shows, and their optimizers: CLASSICAL and EDGE. All else is ours, and told apar
 Read next: experiments.py.
 """
 
-import plots
 import train
 
 SEEDS = [0, 1, 2]
@@ -111,10 +110,22 @@ def on(settings, scale, *tuners):
     return [table[name] | {"seed": SEEDS} | at(name, tuner) for name in settings for tuner in tuners]
 
 
+def setting_of(settings):
+    """What a run trains, in words, such as mlp, digits, adam, batch 64."""
+    network = settings.get("preset") or settings.get("model")
+    for name in "activation", "start", "norm":
+        if settings.get(name) not in (None, "relu", "lecun", "none"):  # as in the paper
+            network = f"{settings[name]} {network}"
+    loss = settings.get("loss") if settings.get("model") == "mlp" else None
+    batch = f"batch {settings['batch_size']}" if settings.get("batch_size") else None
+    words = [network, settings.get("dataset"), loss, settings["optimizer"], batch]
+    return ", ".join(word for word in words if word not in (None, "mse", "gd"))
+
+
 def homes(names):
     """What settings are called in the results.
 
     >>> homes(["mixer, momentum"])
     {'mixer, cifar10, momentum'}
     """
-    return {plots.setting_of(vars(train.configure(**LAPTOP[name]))) for name in names}
+    return {setting_of(vars(train.configure(**LAPTOP[name]))) for name in names}

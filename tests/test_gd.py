@@ -27,6 +27,7 @@ import models
 import sharpness
 import tuners
 from gd import OPTIMIZERS
+from paper import rivals
 from tuners import TUNERS
 
 NUMBERS = {  # what an optimizer or tuner is tried with, where its defaults would leave an option idle
@@ -131,7 +132,7 @@ def test_a_batch_whose_arrays_differ_in_length_is_no_batch_of_chunks():
 
 
 MEASURED = {"hessian": tuners.cdat(), "gauss-newton": tuners.cdat(curvature="gauss-newton"),
-            "hessian product": tuners.exact(iterations=1)}  # fmt: skip
+            "hessian product": rivals.exact(iterations=1)}  # fmt: skip
 
 
 @pytest.mark.parametrize("tuner", MEASURED.values(), ids=MEASURED)

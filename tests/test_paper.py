@@ -16,7 +16,7 @@ import plots
 import train
 import tuners
 from paper import __main__ as paper
-from paper import batches, claims, cost, experiments, graph, questions, results, settings, terms
+from paper import batches, claims, cost, drawings, experiments, graph, questions, results, settings, terms
 from paper.experiments import EXPERIMENTS, Claim, Experiment
 
 
@@ -84,8 +84,7 @@ def test_chunks_cost_5_percent_more_in_a_gradient_step_and_a_forward_pass_more_i
 HISTORY = {
     "step": [0, 1, 2], "loss": [2.0, 1.0, 0.5], "learning_rate": [0.1, 0.2, 0.1], "grad_norm": [1.0, 0.5, 0.2],
     "turn": [np.nan, -0.5, -0.9], "sharpness": [20.0, np.nan, 21.0], "alignment": [0.5, np.nan, 0.6],
-    "curvature": [5.0, np.nan, -1.0], "greedy_gain": [0.1, np.nan, -0.1], "test_loss": [2.0, np.nan, 1.0],
-    "test_accuracy": [0.1, np.nan, 0.5],
+    "curvature": [5.0, np.nan, -1.0], "test_loss": [2.0, np.nan, 1.0], "test_accuracy": [0.1, np.nan, 0.5],
 }  # fmt: skip
 HISTORY = {name: np.array(column) for name, column in HISTORY.items()}
 DIVERGED = HISTORY | {"loss": np.array([2.0, 10.0, np.inf])}
@@ -108,21 +107,38 @@ def test_the_runs_of_an_experiment_are_configurations_at_both_scales_and_its_fig
     assert bool(found["laptop"]) == bool(found["paper"]) == (name not in WITHOUT_RUNS)
     assert all(config.steps <= 2000 for config in found["laptop"])
     assert len(experiments.words(EXPERIMENTS[name])) > 20
-    two = list(dict.fromkeys(plots.setting_of(vars(config)) for config in found["laptop"]))[:2]  # each is a column
+    two = list(dict.fromkeys(settings.setting_of(vars(config)) for config in found["laptop"]))[:2]  # each is a column
     runs = [plots.Run(vars(config) | {"run": results.row_of(config), "name": results.label_of(config)},
                       DIVERGED if k == 1 else HISTORY)
             for k, config in enumerate(found["laptop"])
-            if config.seed == 0 and plots.setting_of(vars(config)) in two]  # fmt: skip
+            if config.seed == 0 and settings.setting_of(vars(config)) in two]  # fmt: skip
     if EXPERIMENTS[name].chart:
         row = dict(loss=0.5, loss_first=2.0)
         runs = results.kinds_of(found["laptop"], {results.row_of(config): row for config in found["laptop"]})
+    if EXPERIMENTS[name].alone:
+        few = dict(samples=32, width=4, depth=1, steps=4, sharpness_every=2)
+        runs = train.configurations(few | dict(sigma=[1.0, 2.0], seed=[0, 1]))
     EXPERIMENTS[name].draw(runs, tmp_path / "figure.png", **CLOSE_UPS.get(name, {}))
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
+def test_runs_of_several_settings_are_columns_each_with_its_own_edge(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "finish", lambda figure, axes, file: figures.append(figure))
+    runs = [plots.Run(vars(train.configure(optimizer=name)), HISTORY) for name in ("gd", "adam")]
+    drawings.grid(runs, tmp_path / "figure.png", ["loss", "product"])
+    loss, _, *products = figures[0].axes
+    assert loss.get_title("left") == "mlp\ndigits" and loss.get_ylabel() == "training loss"
+    assert [text.get_text() for axis in products for text in axis.texts] == ["edge 2", "edge 38"]
+
+
 def test_every_run_of_every_experiment_has_a_row_of_its_own():
-    rows = {results.row_of(config) for name in EXPERIMENTS for config in experiments.configs(name)}
-    assert len(rows) > 500 and rows == set(results.read(paper.RESULTS))  # all that is committed, and no more
+    rows = {}  # by the file that they are in
+    for name, experiment in EXPERIMENTS.items():
+        file = paper.figure_of(name).with_suffix(".csv") if experiment.alone else paper.RESULTS
+        rows.setdefault(file, set()).update(results.row_of(config) for config in experiments.configs(name))
+    assert len(rows[paper.RESULTS]) > 500
+    assert all(names == set(results.read(file)) for file, names in rows.items())  # all that is committed, and no more
 
 
 @pytest.fixture

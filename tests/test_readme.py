@@ -39,17 +39,17 @@ def test_every_flag_they_name_is_in_the_help(capsys):
     assert {flag for flag in named if not re.search(flag + r"\b", helped)} == set()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "train.py" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "train.py" in c or "paper train" in c])
 def test_every_training_command_parses(command):
-    words = shlex.split(command.split("&& ")[-1])
-    assert words[:2] == ["python", "train.py"]
-    if words[2:] != ["--help"]:
-        assert train.configurations(vars(train.parser().parse_args(words[2:])))
+    words = shlex.split(command.split("&& ")[-1].replace("python train.py", "python -m train").replace("paper ", ""))
+    assert words[:3] == ["python", "-m", "train"]
+    if words[3:] != ["--help"]:
+        assert train.configurations(vars(train.parser().parse_args(words[3:])))
 
 
 def test_every_experiment_they_name_exists_and_every_experiment_is_named():
     names = {words.split()[0] for words in re.findall(r"python -m paper ([^`\n…]+)", TEXT)}
-    assert len(names) > 4 and names <= {*EXPERIMENTS, *ALSO, *paper.COMMANDS, "all", "--list"}
+    assert len(names) > 4 and names <= {*EXPERIMENTS, *ALSO, *paper.COMMANDS, "train", "all", "--list"}
     assert set(EXPERIMENTS) <= set(re.findall(r"^\| \[`(\w+)`\]", TEXTS["paper"], re.MULTILINE))
 
 

@@ -13,6 +13,7 @@ from jax import jit
 import gd
 import models
 import tuners
+from paper import drawings, rivals
 from tuners import TUNERS
 
 # --- Rates by hand: η from the records of all steps so far (see train_by_hand).
@@ -49,16 +50,6 @@ def cdat(past, sigma=2.0, beta=0.0, damping=0.0, curvature="hessian", every=1):
     return sigma * n / d
 
 
-def polyak(past, f_min=0.0, lr_max=1.0):
-    return min((past[-1].loss - f_min) / np.linalg.norm(past[-1].g) ** 2, lr_max)
-
-
-def hypergradient(past, lr=0.1, hyper_rate=0.1):
-    for before, after in zip(past, past[1:]):
-        lr *= 1 - hyper_rate * after.g @ before.u / np.linalg.norm(after.g) / np.linalg.norm(before.u)
-    return lr
-
-
 def feedback(past, rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, beta=0.5,
              curvature="gauss-newton"):  # fmt: skip
     sigma, ceiling = 2.0, np.inf
@@ -75,7 +66,17 @@ def feedback(past, rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average
     return eta
 
 
-# Rules of others, from paper/rivals.py.
+# Rules of paper/rivals.py.
+
+
+def polyak(past, f_min=0.0, lr_max=1.0):
+    return min((past[-1].loss - f_min) / np.linalg.norm(past[-1].g) ** 2, lr_max)
+
+
+def hypergradient(past, lr=0.1, hyper_rate=0.1):
+    for before, after in zip(past, past[1:]):
+        lr *= 1 - hyper_rate * after.g @ before.u / np.linalg.norm(after.g) / np.linalg.norm(before.u)
+    return lr
 
 
 def dog(past, reach=1e-4):
@@ -166,7 +167,7 @@ def test_exact_is_sigma_over_the_sharpness(batches, tol):
 def test_the_greedy_gain_is_what_the_loss_says_at_both_rates():
     any_way, signs = np.array([2.0, -1.0, 1.0, 0.0, 1.0]), set()
     with jax.enable_x64(True):
-        gain = jit(lambda w, u: tuners.greedy_gain(lambda w: loss(w, FULL[0]), w, u))
+        gain = jit(lambda w, u: drawings.greedy_gain(lambda w: loss(w, FULL[0]), w, u))
         for w in START, 3 * START, START[::-1]:
             f, (_, g, h) = lambda w: derivatives(w, FULL[0])[0], derivatives(w, FULL[0])
             for u in -g, any_way:
@@ -337,7 +338,7 @@ def test_exact_waits_for_its_eigenvector_and_stays_put_where_the_largest_eigenva
 def test_polyak_reaches_the_minimum_of_a_line_in_one_step():
     w, g = jnp.array([7.0]), jnp.array([1.0])  # f(w) = |w|
     for numbers, eta in ({"lr_max": 100.0}, 7), ({"lr_max": 3.0}, 3), ({"f_min": 8.0}, 0):  # 8: f is below its least
-        assert float(tuners.polyak(**numbers).rate((), None, w, w[0], g, -g)[0]) == eta
+        assert float(rivals.polyak(**numbers).rate((), None, w, w[0], g, -g)[0]) == eta
 
 
 def test_a_word_that_is_not_known_is_refused():
