@@ -99,10 +99,8 @@ def edge(settings):
     return 2.0
 
 
-NAMES = {
-    "sigma": "σ", "beta": "β", "batch_size": "batch", "weight_decay": "weight decay", "sigma_high": "σ_high",
-    "tolerance": "τ", "rise": "a", "growth": "c", "average": "ρ", "lr_max": "at most",
-}  # fmt: skip
+NAMES = {"sigma": "σ", "beta": "β", "batch_size": "batch", "weight_decay": "weight decay", "sigma_high": "σ_high",
+         "tolerance": "τ", "rise": "a", "growth": "c", "average": "ρ", "lr_max": "at most"}  # fmt: skip
 WHAT = ("dataset", "samples", "model", "preset", "width", "depth", "loss", "weight_decay", "optimizer", "batch_size")
 SHOWN = {"constant": "lr", "schedule": "lr", "cdat": "sigma"}  # named whether it differs or not
 
