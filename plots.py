@@ -113,8 +113,6 @@ def labels(runs):
     >>> cdat = {"tuner": "cdat", "sigma": 2.0, "beta": 0.5}
     >>> labels([cdat, cdat | {"beta": 0.9}])
     ['CDAT σ = 2, β 0.5', 'CDAT σ = 2, β 0.9']
-    >>> labels([cdat, {"tuner": "constant", "lr": 0.1}])
-    ['CDAT σ = 2', 'constant 0.1']
     """
     names = []
     for settings in runs:
@@ -200,9 +198,10 @@ def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product"
     """
     down = -(-len(quantities) // 2)
     figure = Figure(figsize=(9, 0.7 + 2.5 * down), layout="constrained")
-    axes = figure.subplots(down, 2, squeeze=False)
+    axes = figure.subplots(down, 2, sharex=True, squeeze=False)
     for axis, quantity in zip(axes.flat, quantities):
         panel(axis, quantity, runs)
+        axis.tick_params(labelbottom=True)
         axis.set_title(QUANTITIES.get(quantity, quantity.replace("_", " ")), fontsize=9, loc="left")
     for axis in axes.flat[len(quantities) :]:
         axis.remove()
@@ -239,7 +238,7 @@ def panel(axis, quantity, runs):
 def look(tuner, k):
     """Colour and line style of the k-th kind of run of a tuner: its colour, then darker and lighter shades of it."""
     share, style = LOOKS[k % len(LOOKS)]
-    color = np.array(colors.to_rgb(COLORS.get(tuner, "#332288")))
+    color = np.array(colors.to_rgb(COLORS.get(tuner, "#999933")))
     return tuple(share * color if share <= 1 else 1 - (2 - share) * (1 - color)), style
 
 

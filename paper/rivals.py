@@ -199,7 +199,7 @@ for name in RIVALS:
         raise ValueError(f"tuners.py and paper/rivals.py both have a tuner {name}: rename one of the two")
 TUNERS |= RIVALS
 train.RANGES |= {"f_min": (-1e30, 1e30), "iterations": (1, 1000), "hyper_rate": (0, 1)}
-plots.COLORS |= {"polyak": "#CC79A7", "hypergradient": "#56B4E9", "exact": "#D55E00", "dog": "#999933",
+plots.COLORS |= {"polyak": "#CC79A7", "hypergradient": "#56B4E9", "exact": "#D55E00", "dog": "#332288",
                  "ngn": "#661100", "nonmonotone": "#44AA99"}  # fmt: skip
 plots.NAMES["hyper_rate"] = "rate"
 plots.SHOWN["exact"] = "sigma"
