@@ -166,10 +166,10 @@ LAYER_SIGMAS, DIGIT_SIGMAS = [0.4, 0.6, 1.0, 1.4, 2.0], [0.4, 0.8, 1.0, 1.2, 1.6
 
 EXPERIMENTS = {
     "defaults": Experiment(
-        "5 min", lambda scale: [dict(tuner=["constant", "linesearch", "greedy", "cdat"], lr=0.1, seed=[0, 1, 2, 3])],
+        "4 min", lambda scale: [dict(tuner=["constant", "linesearch", "greedy", "cdat"], lr=0.1, seed=[0, 1, 2, 3])],
         plots.draw, about="CDAT σ = 2 ends lower than a constant rate, and the greedy rule higher"),
     "edges": Experiment(
-        "3 min", lambda scale: on(["digits"], scale, dict(tuner="constant", lr=0.1), WARM | dict(lr=0.1),
+        "4 min", lambda scale: on(["digits"], scale, dict(tuner="constant", lr=0.1), WARM | dict(lr=0.1),
                                   dict(tuner="constant", lr=[0.1, 0.03], activation="tanh"),
                                   dict(tuner="constant", lr=1e-4, optimizer="rmsprop"),
                                   dict(tuner="constant", lr=0.05, optimizer="momentum"),
@@ -177,21 +177,21 @@ EXPERIMENTS = {
         drawings.edges,
         about="a constant rate ends with ηλ at the edge of its optimizer: 2, and 3.8 for momentum"),
     "tanh": Experiment(
-        "6 min", lambda scale: on(["tanh"], scale, CONSTANT, LINESEARCH, GREEDY, SIGMAS),
+        "8 min", lambda scale: on(["tanh"], scale, CONSTANT, LINESEARCH, GREEDY, SIGMAS),
         drawings.panels("loss", "learning_rate", "sharpness", "product"),
         about="the paper's story on the default data: an MLP that sharpens, with tanh in place of relu"),
     "fig1": Experiment(
-        "30 min", lambda scale: on(CLASSICAL, scale, CONSTANT, *SEARCHES, GREEDY | BOTH), drawings.panels("loss"),
+        "110 min", lambda scale: on(CLASSICAL, scale, CONSTANT, *SEARCHES, GREEDY | BOTH), drawings.panels("loss"),
         [Claim("1", "linesearch ends above the tuned constant rate", below, ("constant", "linesearch"), CLASSICAL,
                "fig1 classical"),
          Claim("1", "greedy ends above the tuned constant rate", below, ("constant", "greedy"), CLASSICAL,
                "fig1 classical")]),
     "classical": Experiment(
-        "12 min", lambda scale: on(["fixup", "mlp", "tanh"], scale, CONSTANT, *SEARCHES, GREEDY | BOTH),
+        "55 min", lambda scale: on(["fixup", "mlp", "tanh"], scale, CONSTANT, *SEARCHES, GREEDY | BOTH),
         drawings.panels("loss", "learning_rate", "sharpness", "product"),
         about="Figures 1, 3 and 12 on networks of ours: a ResNet with silent branches, MLPs with relu and with tanh"),
     "fig2": Experiment(
-        "1 min", lambda scale: on(["linear"], scale, CONSTANT, LINESEARCH, GREEDY),
+        "2 min", lambda scale: on(["linear"], scale, CONSTANT, LINESEARCH, GREEDY),
         drawings.panels("loss", "learning_rate"),
         [Claim("2", "linesearch does well, at most 10 % (ours) above the best constant rate", below,
                ("linesearch", "constant", 1.1), ["linear"]),
@@ -215,7 +215,7 @@ EXPERIMENTS = {
         [Claim("4", "simplified model: with y fixed below 0 λ runs away (ours: tenfold)", model_of_figure_4)],
         about="Figures 4 and 10"),
     "fig5": Experiment(
-        "25 min", edge(CONSTANT, GREEDY | BOTH, SIGMAS | BOTH), drawings.panels("loss", "learning_rate"),
+        "60 min", edge(CONSTANT, GREEDY | BOTH, SIGMAS | BOTH), drawings.panels("loss", "learning_rate"),
         [Claim("5", "σ = 2 on par (ours: at most 5 % above) with the tuned constant rate", below,
                ("CDAT σ = 2", "constant", 1.05), FOUR, FIVE),
          Claim("5", "σ = 2 always better than σ = 1", below, ("CDAT σ = 2", SIGMA_1), FOUR, FIVE),
@@ -228,13 +228,13 @@ EXPERIMENTS = {
          Claim("5", "and above the constant rate; not on NanoLM", rate_above, ("CDAT σ = 2", "constant"), FOUR, FIVE,
                but=("transformer",))]),
     "curvatures": Experiment(
-        "40 min", lambda scale: on(TEN, scale, CONSTANT, GREEDY | BOTH, SIGMAS | BOTH), charts.by_curvature("sigma"),
+        "2 h", lambda scale: on(TEN, scale, CONSTANT, GREEDY | BOTH, SIGMAS | BOTH), charts.by_curvature("sigma"),
         [Claim("§3", "uᵀHu is positive at each measured step of each seed under greedy (its share)", always,
                (SIGMA_1, "positive"), FOUR, FIVE, UHU),
          Claim("§3", "so it is under CDAT σ = 2", always, ("CDAT σ = 2", "positive"), FOUR, FIVE, UHU)],
         about="with the Gauss-Newton curvature, which the paper names and does not show, CDAT is robust", chart=True),
     "every": Experiment(
-        "25 min", lambda scale: on(TEN, scale, CONSTANT, CDAT | BOTH | dict(every=[1, 4, 16])),
+        "80 min", lambda scale: on(TEN, scale, CONSTANT, CDAT | BOTH | dict(every=[1, 4, 16])),
         charts.by_curvature("every"),
         about="ours: what does a curvature at every 4th or 16th step alone save, and what does it cost?", chart=True),
     "fig6": Experiment(
@@ -253,7 +253,7 @@ EXPERIMENTS = {
          Claim("7", "averages are essential: the best σ with β = 0.9 ends below the best without (ours: by whatever)",
                averages_help, ("CDAT",), ["layer, momentum"])], chart=True),
     "fig8": Experiment(
-        "15 min", stochastic, charts.against("constant"),
+        "30 min", stochastic, charts.against("constant"),
         [Claim("8, 20", "momentum: CDAT may beat the constant rate", below,
                ("CDAT", "constant"), ["layer, momentum"], only=dict(optimizer="momentum")),
          Claim("8, 20", "momentum: on large batches above all (the final loss over the constant rate's falls)",
@@ -287,7 +287,7 @@ EXPERIMENTS = {
                less_above_edge, ("greedy", "constant"), CLASSICAL, "fig1 classical"),
          Claim("12", "linesearch likewise", less_above_edge, ("linesearch", "constant"), CLASSICAL, "fig1 classical")]),
     "fig13": Experiment(
-        "6 min", lambda scale: on(["resnet", "mlp", "digits"], scale, CONSTANT, POLYAK, HYPER,
+        "30 min", lambda scale: on(["resnet", "mlp", "digits"], scale, CONSTANT, POLYAK, HYPER,
                                   cdat(2.0, 2.0625) | BOTH),
         drawings.panels("loss", "learning_rate", "sharpness"),
         [Claim("13", "Polyak beats CDAT σ = 2", below, ("polyak", "CDAT σ = 2"), RESNET),
@@ -298,21 +298,21 @@ EXPERIMENTS = {
          Claim("13", "hypergradient sharpens ever on", ratio, ("hypergradient", "sharpness", 1, np.inf, "half"),
                RESNET)]),
     "fig14": Experiment(
-        "6 min", mini(["layer", "batches"], CONSTANT, LINESEARCH, GREEDY | BOTH), drawings.panels("loss"),
+        "5 min", mini(["layer", "batches"], CONSTANT, LINESEARCH, GREEDY | BOTH), drawings.panels("loss"),
         [Claim("14", "at medium batches linesearch does well (ours: at most 10 % above the constant rate)", below,
                ("linesearch", "constant", 1.1), ["layer"]),
          Claim("14", "greedy does well, likewise", below, ("greedy", "constant", 1.1), ["layer"]),
          Claim("14", "the two behave alike (ours: losses within 1.5 times)", alike,
                ("linesearch", "greedy", "loss", 1.5), ["layer"])]),
     "fig15": Experiment(
-        "9 min", lambda scale: on(["mlp", "digits"], scale, CONSTANT, dict(tuner="exact", sigma=[2.0, 3.0]),
+        "15 min", lambda scale: on(["mlp", "digits"], scale, CONSTANT, dict(tuner="exact", sigma=[2.0, 3.0]),
                                   CDAT | BOTH),
         drawings.panels("loss", "learning_rate", "product"),
         [Claim("15", "η = 2/λ is poor against the constant rate", below, ("constant", "exact σ = 2"), ["mlp"]),
          Claim("15", "η = 3/λ is good (ours: at most 5 % above it)", below, ("exact σ = 3", "constant", 1.05),
                ["mlp"])]),
     "fig16": Experiment(
-        "3 min", lambda scale: on(["wide"], scale, cdat(1.0, 2.0) | BOTH), drawings.gains,
+        "6 min", lambda scale: on(["wide"], scale, cdat(1.0, 2.0) | BOTH), drawings.gains,
         [Claim("16", "along σ = 1 the greedy rate gains more in a step than the on-edge one (ours: in 95 % of steps)",
                within, ("CDAT σ = 1", "gain", 0.95, 1), ["wide"]),
          Claim("16", "along σ = 2 too", within, ("CDAT σ = 2", "gain", 0.95, 1), ["wide"])], alone=True),
@@ -323,7 +323,7 @@ EXPERIMENTS = {
                ("CDAT σ = 2", "turn", -1, -0.5), RESNET, FIVE),
          Claim("17", "greedy: they do not", within, ("greedy", "turn", -0.5, 1), RESNET, FIVE)]),
     "fig18": Experiment(
-        "7 min", varied, charts.width_and_depth,
+        "5 min", varied, charts.width_and_depth,
         [Claim("18", "gains of σ = 2 over σ = 1 grow with width", gains, ("width",), ["mnist"]),
          Claim("18", "they grow with depth", gains, ("depth",), ["mnist"]),
          Claim("18", "they fade with weight decay", gains, ("weight_decay", False), ["mnist"]),
@@ -332,7 +332,7 @@ EXPERIMENTS = {
          Claim("18", "it does not shift with the number of samples", best_sigma_by, ("samples", False), ["mnist"])],
         chart=True),
     "fig19": Experiment(
-        "20 min", edge(CONSTANT, SCHEDULES, cdat(2.0, 2.0625, 2.5) | BOTH),
+        "55 min", edge(CONSTANT, SCHEDULES, cdat(2.0, 2.0625, 2.5) | BOTH),
         drawings.panels("loss", "learning_rate"),
         [Claim("19", "a tuned schedule can beat CDAT σ = 2", below, ("schedule", "CDAT σ = 2"), EDGE)]),
     "resnet34": Experiment(
@@ -348,14 +348,14 @@ EXPERIMENTS = {
                ("curvature", 2, 4, 2)),
          Claim("C.3", "and in memory, likewise (by the compiler's count)", logged_cost, ("curvature", 2, 4, 3))]),
     "averages": Experiment(
-        "12 min", lambda scale: on([*EDGE, "mixer", "vit", "digits"], scale, CONSTANT,
+        "55 min", lambda scale: on([*EDGE, "mixer", "vit", "digits"], scale, CONSTANT,
                                    cdat(2.0, beta=[0.0, 0.9, 0.99]) | BOTH),
         drawings.panels("loss", "learning_rate", apart=("sigma", "beta")),
         [Claim("5", "with Adam the averages are necessary, on the full batch too", averages_help, ("CDAT σ = 2",),
                ["vit, adam"], only=dict(optimizer="adam"))],
         about="do the moving averages help where CDAT blows up, and what do they cost elsewhere?"),
     "capped": Experiment(
-        "9 min", lambda scale: on(["resnet", "mixer"], scale, CONSTANT, CDAT | BOTH, CDAT | BOTH | dict(lr_max=1.0)),
+        "20 min", lambda scale: on(["resnet", "mixer"], scale, CONSTANT, CDAT | BOTH, CDAT | BOTH | dict(lr_max=1.0)),
         drawings.panels("loss", "learning_rate", apart=("curvature", "lr_max")),
         about="ours: on a plateau, and at the end, the curvature vanishes; does a largest rate of 1 mend that?"),
     "steep": Experiment(
@@ -365,16 +365,16 @@ EXPERIMENTS = {
         "1 min", NO_RUNS, drawings.overlay,
         about="beyond the paper: does the model (4) predict the next sharpness of a real run?"),
     "tuning": Experiment(
-        "45 min", tuning, charts.against("constant"), chart=True,
+        "80 min", tuning, charts.against("constant"), chart=True,
         about="ours: the rivals of the feedback rule where it is judged, each over its grid, one seed"),
     "feedback": Experiment(
-        "50 min", judged, charts.against("constant"), chart=True,
+        "105 min", judged, charts.against("constant"), chart=True,
         about="ours: the feedback rule against each rival at its best, on settings that it was not found on"),
     "longer": Experiment(
-        "40 min", longer, charts.against("constant"), chart=True,
+        "45 min", longer, charts.against("constant"), chart=True,
         about="ours: does that hold with twice the steps?"),
     "sensitivity": Experiment(
-        "8 min", one_at_a_time, charts.numbers(
+        "15 min", one_at_a_time, charts.numbers(
             rise="a, added to σ in a step", tolerance="τ, the rise of the loss that resets σ",
             growth="c, the most by which η grows", sigma_high="σ_high", average="ρ, of the average loss",
             beta="β, of the averages of n and d"),

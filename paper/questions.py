@@ -183,15 +183,15 @@ EXPERIMENTS |= {
          Claim(ASKED, "so does the feedback rule", sooner, ("feedback",))],
         about="asked by the paper's reviewers: what does a run cost in seconds, if a constant rate pays for its grid?"),
     "test": Experiment(
-        "6 min", lambda scale: [dict(tuner=["constant", "greedy", "cdat", "feedback"], lr=0.1, seed=[0, 1, 2, 3])],
+        "4 min", lambda scale: [dict(tuner=["constant", "greedy", "cdat", "feedback"], lr=0.1, seed=[0, 1, 2, 3])],
         drawings.at_equal_loss,
         about="asked by readers: do the tuners differ in test loss and accuracy at equal training loss?"),
     "others": Experiment(
-        "5 min", lambda scale: on(["cnn", "rnn"], scale, CONSTANT, GREEDY, CDAT | BOTH),
+        "6 min", lambda scale: on(["cnn", "rnn"], scale, CONSTANT, GREEDY, CDAT | BOTH),
         drawings.panels("loss", "learning_rate", "product"),
         about="asked by readers: does CDAT σ = 2 beat greedy and the tuned constant rate on a CNN and an RNN?"),
     "general": Experiment(
-        "40 min", general, at_one_loss,
+        "60 min", general, at_one_loss,
         [Claim(ASKED, "at equal training loss a lower sharpness goes with a lower test loss (ours: rank correlation "
                "above 0.5)", flatter_is_better)],
         about="asked by readers: at equal training loss, do tuners that keep λ low generalise better?"),
