@@ -22,13 +22,14 @@ import numpy as np
 from matplotlib import colors
 from matplotlib.figure import Figure
 
-# The colours of Okabe and Ito, which colour-blind readers tell apart: one tuner, one colour, everywhere.
+# Most are the colours of Okabe and Ito, which colour-blind readers tell apart: one tuner, one colour, everywhere.
 COLORS = {"constant": "#000000", "schedule": "#999999", "linesearch": "#E69F00", "greedy": "#009E73",
-          "cdat": "#0072B2", "feedback": "#882255"}  # fmt: skip
-LOOKS = [(1.0, "-"), (0.45, "--"), (1.4, ":"), (1.65, "-."), (0.7, (0, (6, 2)))]  # of a tuner's runs: lightness, line
+          "cdat": "#0072B2", "feedback": "#882255",
+          "polyak": "#CC79A7", "hypergradient": "#56B4E9", "exact": "#AA4499"}  # of paper/rivals.py  # fmt: skip
+LOOKS = [(1.0, "-"), (0.45, "--"), (1.4, ":"), (1.65, "-."), (0.7, (0, (6, 2)))]  # of a tuner's kinds: lightness, line
 
 QUANTITIES = {"loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
-              "product": "rate × sharpness, ηλ"}  # what is not here is called as its column  # fmt: skip
+              "product": "rate × sharpness, ηλ", "grad_norm": "gradient norm"}  # others: as their column  # fmt: skip
 LOG = ("loss", "learning_rate", "sharpness", "grad_norm", "test_loss")  # drawn on a log axis
 
 
@@ -100,15 +101,16 @@ def edge(settings):
 
 
 NAMES = {"sigma": "σ", "beta": "β", "batch_size": "batch", "weight_decay": "weight decay", "sigma_high": "σ_high",
-         "tolerance": "τ", "rise": "a", "growth": "c", "average": "ρ", "lr_max": "at most"}  # fmt: skip
-WHAT = ("dataset", "samples", "model", "preset", "width", "depth", "loss", "weight_decay", "optimizer", "batch_size")
-SHOWN = {"constant": "lr", "schedule": "lr", "cdat": "sigma"}  # named whether it differs or not
+         "tolerance": "τ", "rise": "a", "growth": "c", "average": "ρ", "lr_max": "η ≤"}  # fmt: skip
+WHAT = ("dataset", "samples", "model", "preset", "width", "depth", "activation", "norm", "start", "loss",
+        "weight_decay", "seed", "optimizer", "batch_size", "steps")  # fmt: skip
+SHOWN = {"constant": "lr", "schedule": "lr", "cdat": "sigma", "exact": "sigma"}  # named whether it differs or not
 
 
 def labels(runs):
     """A short name for each of some runs, given by their settings: the tuner, its rate or σ, and what is unlike others.
 
-    What is trained is compared with all of them, what belongs to a tuner with the runs of that tuner.
+    What is trained (WHAT) is compared with all of them, what else there is with the runs of the same tuner.
 
     >>> cdat = {"tuner": "cdat", "sigma": 2.0, "beta": 0.5}
     >>> labels([cdat, cdat | {"beta": 0.9}])
@@ -121,9 +123,9 @@ def labels(runs):
         if shown:
             words[0] += f"{' σ =' if shown == 'sigma' else ''} {settings[shown]:g}"
         for name, value in settings.items():
-            among = runs if name in (*WHAT, "seed") else [other for other in runs if other["tuner"] == tuner]
+            among = runs if name in WHAT else [other for other in runs if other["tuner"] == tuner]
             differ = len({str(other[name]) for other in among if name in other}) > 1
-            if differ and name not in ("tuner", "steps", shown):
+            if differ and name not in ("tuner", shown):
                 words.append(value if type(value) is str else f"{NAMES.get(name, name)} {value}".removesuffix(".0"))
         names.append(", ".join(words))
     return names
@@ -198,7 +200,7 @@ def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product"
     """
     down = -(-len(quantities) // 2)
     figure = Figure(figsize=(9, 0.7 + 2.5 * down), layout="constrained")
-    axes = figure.subplots(down, 2, sharex=True, squeeze=False)
+    axes = figure.subplots(down, min(2, len(quantities)), sharex=True, squeeze=False)
     for axis, quantity in zip(axes.flat, quantities):
         panel(axis, quantity, runs)
         axis.tick_params(labelbottom=True)
@@ -210,10 +212,10 @@ def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product"
 
 
 def panel(axis, quantity, runs):
-    """One quantity of the runs of one setting, and the edge."""
+    """One quantity of some runs, and the edges of their optimizers."""
     edges = sorted({edge(run.settings) for run in runs})
     starts = [loss for run in runs for loss in run.history["loss"][:1]]
-    # What is far above is a start or the end of a run, and must not press the others flat.
+    # A start, or the end of a run, that is far above all else must not press it flat.
     top = {"loss": 4 * max(starts, default=1), "product": 2 * edges[-1]}.get(quantity, np.inf)
     kinds = {}  # by tuner and name: runs that differ in the seed alone
     for run, label in zip(runs, labels([run.settings | {"seed": 0} for run in runs])):
@@ -243,7 +245,7 @@ def look(tuner, k):
 
 
 def line(axis, quantity, runs, top, band, **style):
-    """The median of runs that differ in the seed, the band they fill, crosses and a triangle.
+    """The median of runs that differ in the seed, the band they fill, crosses and a triangle; nan for older columns.
 
     A point is the mean over a hundredth of the steps, for noise and rates that alternate; on a log axis the geometric.
     """
@@ -253,8 +255,7 @@ def line(axis, quantity, runs, top, band, **style):
     mean = geometric if quantity in (*LOG, "product") else np.mean
     table = np.full((len(runs), len(starts)), np.nan)  # a row a run
     for row, (_, history, _) in zip(table, runs):
-        unmeasured = np.nan * history["step"]  # a run may be older than a column
-        values = products(history) if quantity == "product" else history.get(quantity, unmeasured)
+        values = products(history) if quantity == "product" else history.get(quantity, np.nan * history["step"])
         shown = np.isfinite(values) & ((values > 0) | (quantity not in LOG))
         for k, t in enumerate(starts):
             if shown[t : t + size].any():
@@ -301,7 +302,7 @@ def finish(figure, axes, file):
 
 
 def show(folders, file, alone=True):
-    """Prints the table of the runs in some folders; with a file it draws them to it; alone: each in its folder."""
+    """Prints the table of the runs in some folders; draws them to a file, if any, and (alone) each in its folder."""
     runs = [load_run(folder) for folder in folders]
     print("\n".join(table(runs)))
     if file:

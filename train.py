@@ -264,8 +264,8 @@ SETTINGS = {  # what every run has, by flag: the default and the help
     "steps": (2000, "steps"),
     "sharpness_every": (100, "steps between two measurements of the sharpness and of what else is not of every step"),
     "sharpness_samples": (0, "training samples the sharpness is measured on; 0 = all"),
-    "sharpness_tol": (1e-3, "its relative residual"),
-    "no_sharpness": (False, "do not measure it"),
+    "sharpness_tol": (1e-3, "relative residual at which the sharpness is found"),
+    "no_sharpness": (False, "do not measure the sharpness"),
     "out": ("runs", "folder that holds the run folders"),
     "resume": (False, "go on from the checkpoint, if there is one"),
     "overwrite": (False, "run again what is there already"),
@@ -436,7 +436,7 @@ def run(configs, words, command):
     try:
         over = [held_run(config)[1] for config in configs]  # every refusal comes before the first step
         for k, config in enumerate(configs):
-            shown = " was run before and is shown again; --overwrite repeats it" if over[k] else ""
+            shown = " was run before; --overwrite repeats it" if over[k] else ""
             print(f"[{k + 1}/{len(configs)}] {folder_of(config)}{shown}", flush=True)
             train(config, plots.progress(config.steps))
         show(configs)

@@ -1,7 +1,8 @@
 """Tuners: how the learning rate η is chosen, step by step.
 
 What this file teaches: the classical answers (a constant, a linesearch, the minimiser of a quadratic model) and the
-paper's: stay on the edge of stability, `cdat`. What else can set the rate stands below the divider.
+paper's: stay on the edge of stability, `cdat`. Below the divider stand a schedule and a rule of ours; the paper's
+other rivals are in paper/rivals.py.
 
     w  parameters, a pytree                      η     learning rate; the step is w + ηu
     f  training loss f(w), the batch bound       λ     sharpness, the largest eigenvalue of H; ηλ = 2 is the edge
@@ -10,9 +11,9 @@ paper's: stay on the edge of stability, `cdat`. What else can set the rate stand
 
 A tuner is two pure functions: init(w) -> state, and rate(state, f, w, value, g, u) -> (η, state), with value = f(w),
 one number without auxiliary output. w is float32 or float64, and η and the floats of the state are of its dtype,
-whatever that of the data and of the hyperparameters; TypeError else: keep a float32 copy of parameters in half
-precision. Where a rule has no answer (what is not finite, or n/0 without an lr_max) η is 0: no step is taken. An η that
-stays 0 says that u points uphill or f is flat along it. Hyperparameters that are floats may be traced.
+whatever that of the data and of the hyperparameters; half precision is a TypeError: keep a float32 copy of it. Where a
+rule finds no rate (a number is not finite, or d is 0 and there is no lr_max) η is 0: no step is taken. An η that stays
+0 says that u points uphill or f is flat along it. Hyperparameters that are floats may be traced.
 Copying: take a function and the helpers above it; call rate between gradient and update, inside the jitted step. On
 several devices f, value and g must be those of the whole batch: in pmap and shard_map f is lambda w:
 jax.lax.pmean(loss(w, batch), "devices"), value and g are from jax.value_and_grad(f), and g is a pmean once more. The
@@ -46,7 +47,7 @@ def move(w, eta, u):
 
 
 def scalar(value, w):
-    """A number as an array of the dtype of w, which must be float32 or float64; TypeError unless it is one number."""
+    """One number as an array of the dtype of w, which must be float32 or float64. TypeError else."""
     dtypes = {str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(w)}
     if not dtypes <= {"float32", "float64"}:
         raise TypeError(f"w must be float32 or float64, not {' and '.join(sorted(dtypes))}; give the parameters alone")
@@ -59,11 +60,10 @@ def curvature(f, w, u):
     """uᵀHu, the second derivative of t ↦ f(w + tu) at t = 0 (27): a jvp of a jvp.
 
     f(w) -> scalar; w and u pytrees of the same arrays; a scalar. Forward over forward: no activation is stored,
-    whatever the depth. Costs about four forward passes beside the one that is shared with the gradient where the
-    compiler merges the two first-order tangents, which are equal, and six where it cannot (cost_analysis() tells):
-    after a division by an array (write x * y**-1.0 for x / y, as models.softmax does) and in a lax loop, which carries
-    both. Functions with a custom_vjp have no forward mode: for these uᵀ(Hu),
-    dot(u, jax.jvp(jax.grad(f), (w,), (u,))[1]).
+    whatever the depth. Costs five forward passes, of which the gradient has one already; seven where the compiler does
+    not see that the two first-order tangents are equal (cost_analysis() tells): after a division by an array (write
+    x * y**-1.0 for x / y, as models.softmax does) and in a lax loop, which carries both. Functions with a custom_vjp
+    have no forward mode: for these uᵀ(Hu), dot(u, jax.jvp(jax.grad(f), (w,), (u,))[1]).
 
     >>> f = lambda w: w[0] ** 2 + w[0] * w[1]
     >>> float(curvature(f, jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])))
@@ -86,10 +86,11 @@ class Composed:
 
 
 def gauss_newton(f, w, u):
-    """uᵀGu, the curvature along u of f with its network made linear: G = JᵀL″J, J of z and w, L″ the Hessian of outer.
+    """uᵀGu, the curvature along u of f with its network made linear: G = JᵀL″J, L″ the Hessian of outer.
 
-    f a `Composed`, TypeError else. H is G and a part, Σ ∂L/∂z ∇²z, of both signs: uᵀHu may pass 0, where n/d blows up.
-    uᵀGu is never negative, and it is cheaper: about two forward passes beside the gradient's.
+    f a `Composed`, TypeError else; J the Jacobian of w ↦ (inner(w), w). H = G + Σ ∂L/∂z ∇²z: the sum has either sign,
+    and uᵀHu may pass 0, where n/d blows up. uᵀGu is never negative, and it is cheaper: two forward passes beside the
+    gradient's.
 
     >>> f = Composed(lambda w: w**2, lambda z, w: (z - 1) ** 2 / 2)
     >>> float(gauss_newton(f, jnp.array(0.5), jnp.array(1.0))), float(curvature(f, jnp.array(0.5), jnp.array(1.0)))
@@ -101,7 +102,7 @@ def gauss_newton(f, w, u):
     return curvature(lambda both: f.outer(*both), (z, w), (jz, u))
 
 
-CURVATURES = {"hessian": curvature, "gauss-newton": gauss_newton}  # by the name of the option `curvature` below
+CURVATURES = {"hessian": curvature, "gauss-newton": gauss_newton}  # by the value of the option `curvature`
 Curvature = Literal["hessian", "gauss-newton"]
 
 
@@ -122,7 +123,7 @@ def linesearch(slope=1e-4, slack=0.0, shrink=0.8, grow=4.0, lr_max=1.0, max_tria
         f(w + ηu) ≤ (1 + δ) f(w) + c η g·u,        η₀ = min(c₊ η_last, lr_max)
 
     slope: c, the share of the predicted decrease that is asked for
-    slack: δ, the relative increase that is accepted; for f ≥ 0, it helps a search that is stuck at vanishing rates out
+    slack: δ, the relative increase that is accepted (for f ≥ 0); it frees a search that is stuck at vanishing rates
     shrink: c₋, the factor after a failed trial
     grow: c₊, the factor on the last rate; inf starts each search at lr_max
     lr_max: largest learning rate, from which the first search starts
@@ -163,7 +164,7 @@ def greedy(lr_max=math.inf, curvature: Curvature = "hessian", every=1):
     """The quadratically greedy rule (3), η = −g·u / uᵀHu: the minimiser of the quadratic model along u.
 
     lr_max: largest learning rate
-    curvature: of the Hessian, or the Gauss-Newton one
+    curvature: hessian, uᵀHu, or gauss-newton, uᵀGu
     every: steps from one curvature to the next
 
     Deviation: where uᵀHu < 0 and the model has no minimum, |uᵀHu| takes its place. Costs as much as `cdat`.
@@ -181,18 +182,18 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf, curvature: Curvature
 
         η = min(σ n/d, lr_max),   n = max(−g·u, 0),   d = |uᵀHu| + ε
 
-    sigma: σ, the scaling factor; for cdat 1 is greedy (3) and 2 on edge (7)
+    sigma: σ, the scaling factor; 1 is greedy (3) and 2 on edge (7)
     beta: β, the decay of the moving averages of n and d
     damping: ε, added to the curvature; 0 throughout the paper
     lr_max: largest learning rate
-    curvature: of the Hessian, or the Gauss-Newton one, uᵀGu
+    curvature: hessian, uᵀHu, or gauss-newton, uᵀGu
     every: steps from one curvature to the next; in between d/‖u‖² is held
 
     σ = 2 gives the largest η at which the quadratic model is not above f(w); were u the top eigenvector, ηλ would be 2.
-    With β in (0, 1) n and d are moving averages, both from zero, whose start-up bias cancels in the ratio. Adam needs
-    that even on the full batch (0.9), and where n/d jumps, as with RMSProp on transformers, it keeps a run together.
+    With β in (0, 1) n and d are moving averages, both from zero, whose start-up bias cancels in the ratio. Under Adam
+    take β = 0.9, on the full batch too; where n/d jumps, as with RMSProp on transformers, it keeps a run together.
     Where an overshoot has saturated every softmax of a cross-entropy, uᵀHu underflows to 0: η is 0 from then on unless
-    there is an lr_max. The state is (n, d, last curvature over ‖u‖², step). Costs a curvature every so many steps.
+    there is an lr_max. The state is (n, d, the held curvature over ‖u‖², step). Costs a curvature every so many steps.
 
     >>> f = lambda w: 2 * w**2  # here H = λ = 4
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -210,11 +211,11 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf, curvature: Curvature
         magnitude = lambda: jnp.abs(CURVATURES[curvature](f, w, u))
         if every == 1:
             d = magnitude() + damping
-        else:  # that of a unit vector, held from one measurement to the next; one of no use is measured anew
+        else:  # that of u/‖u‖ is held from one measurement to the next; one that is 0 or not finite is measured anew
             due = (t % every == 0) | ~((held > 0) & jnp.isfinite(held))
             held = jax.lax.cond(due, lambda _: scalar(magnitude() / dot(u, u), w), lambda d: d, held)
             d = held * dot(u, u) + damping
-        finite = jnp.isfinite(n) & jnp.isfinite(d)  # else kept out of the averages, which nan would never leave
+        finite = jnp.isfinite(n) & jnp.isfinite(d)  # else left out: nan would stay in an average for good
         n = scalar(jnp.where(finite, (1 - beta) * n + beta * n_last, n_last), w)
         d = scalar(jnp.where(finite, (1 - beta) * d + beta * d_last, d_last), w)
         eta = jnp.minimum(sigma * n / d, lr_max)  # (8)
@@ -223,7 +224,7 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf, curvature: Curvature
     return Tuner(lambda w: (scalar(0, w), scalar(0, w), scalar(0, w), jnp.zeros((), jnp.int32)), rate)
 
 
-# -------------------------------------------------- what else can set the rate: to compare with, and our own rule
+# ------------------------------------------------------------ what else can set the rate: a schedule, our own rule
 
 
 def schedule(steps, lr=0.1, warmup=0.1, decay: Literal["constant", "linear", "cosine"] = "cosine"):
@@ -231,9 +232,9 @@ def schedule(steps, lr=0.1, warmup=0.1, decay: Literal["constant", "linear", "co
 
     lr: learning rate after the warm-up
     warmup: fraction of the steps that the warm-up takes
-    decay: how the rate falls after it; ValueError for any other word
+    decay: how the rate falls after it
 
-    The state is the number of steps taken. Costs nothing.
+    ValueError for another word. The state is the number of steps taken. Costs nothing.
 
     >>> tuner = schedule(steps=10, lr=1.0, warmup=0.2, decay="linear")
     >>> [round(float(tuner.rate(t, None, jnp.ones(2), None, None, None)[0]), 3) for t in range(11)]
@@ -265,20 +266,20 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
         elsewhere:  σ ← min(σ + a, σ_high),  s = 1 + (σ − 1) max(−Σgᵢuᵢ, 0)/Σ|gᵢuᵢ|
         η = min(s n/d, c η_last) (8)
 
-    rise: a, what is added to σ at each step; it starts at 2
+    rise: a, what is added to σ at each step; σ starts at 2
     tolerance: τ, the relative rise of the loss over its average that asks for a greedy step
     growth: c, the most by which the rate grows from one step to the next
     sigma_high: the largest σ
     average: ρ, decay of the loss's moving average m
     beta: β of cdat, the decay of the moving averages of n and d
-    curvature: of the Hessian, or the Gauss-Newton one
+    curvature: hessian, uᵀHu, or gauss-newton, uᵀGu
 
     A σ above 2 lowers sharpness and loss fastest, and diverges in the end: the part of u along the steepest directions
-    grows. Once that dominates u, one greedy step (s = 1) takes most of it out. So σ rises until the loss does.
-    What momentum carries uphill is not to be overshot: σ − 1 is multiplied by (down − up)/(down + up), of the sums of
-    |gᵢuᵢ| over the weights that go down and up, 1 under gradient descent and RMSProp. The loss must be one that falls
-    towards 0: "10 % above" means nothing where it is negative or has a floor. The state is (m, σ, the last rate above
-    0, the state of `cdat`). Costs a curvature.
+    grows. When it dominates u, one greedy step (s = 1) takes most of it out. So σ rises until the loss does. Under
+    momentum some weights go uphill: σ − 1 is multiplied by (down − up)/(down + up), of the sums of |gᵢuᵢ| over the
+    weights that go down and up; it is 1 under gradient descent and RMSProp. The loss must be one that falls towards 0:
+    "10 % above" means nothing where it is negative or has a floor. The state is (m, σ, the last rate above 0, the state
+    of `cdat`). Costs a curvature.
 
     >>> f = Composed(lambda w: w, lambda z, w: 2 * z**2)
     >>> w, g = jnp.array(1.0), jnp.array(4.0)

@@ -9,7 +9,7 @@
     python -m paper fig5 --scale paper   the paper's data, networks and steps: for an accelerator
     python -m paper train --tuner exact  train.py with the tuners of rivals.py, too
 
-What every run ended with is a row of results.csv, so that each number of paper/README.md can be traced.
+What a run ended with is a row of results.csv, or of figures/NAME.csv where an experiment trains by itself.
 Read next: experiments.py.
 """
 
@@ -26,6 +26,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 import data
@@ -52,7 +53,7 @@ def run(name, scale, data_dir, out):
     runs, rows = [], {}
     todo, file = configs(name, scale, resume=True, data_dir=data_dir, out=out), figure_of(name, scale)
     if EXPERIMENTS[name].alone:
-        EXPERIMENTS[name].draw(todo, file)
+        draw(name, todo, file)
         return file
     for k, config in enumerate(todo):
         print(f"[{k + 1}/{len(todo)}] {train.name_of(config)}", file=sys.stderr, flush=True)
@@ -65,8 +66,14 @@ def run(name, scale, data_dir, out):
         with data.owned(RESULTS.parent):  # no other process may write between the two
             results.write(RESULTS, results.read(RESULTS) | rows)
     more = dict(data_dir=data_dir) if EXPERIMENTS[name].reads else {}
-    EXPERIMENTS[name].draw(kinds(name, scale) if EXPERIMENTS[name].chart else runs, file, **more)
+    draw(name, kinds(name, scale) if EXPERIMENTS[name].chart else runs, file, **more)
     return file
+
+
+def draw(name, runs, file, **more):
+    """The figure of an experiment, which may train by itself: in full precision, as train.train does."""
+    with jax.default_matmul_precision(train.MATMUL_PRECISION):
+        EXPERIMENTS[name].draw(runs, file, **more)
 
 
 def figure_of(name, scale="laptop"):
@@ -129,7 +136,7 @@ def charts():
     """Draws those figures anew that results.csv is enough for."""
     for name, experiment in EXPERIMENTS.items():
         if experiment.chart and kinds(name):
-            experiment.draw(kinds(name), figure_of(name))
+            draw(name, kinds(name), figure_of(name))
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -155,8 +162,8 @@ def one(name, options):
         started = time.time()
         file = run(name, options.scale, options.data_dir, options.out)
         print(f"{file}, {(time.time() - started) / 60:.1f} min", file=sys.stderr, flush=True)
-    if found := kinds(name, options.scale):
-        print(results.table(found))
+    found = kinds(name, options.scale)
+    print(results.table(found) if found else f"{name} has no table")
     if found and name == "feedback":
         print(*(f"\n{about}:\n\n{results.matrix(found, column)}" for column, about in MATRICES.items()), sep="\n")
 
@@ -167,7 +174,8 @@ def main(argv):
         return train.main(argv[1:], "python -m paper train")
     parser = argparse.ArgumentParser(prog="python -m paper", description="The paper's figures, from a laptop.",
                                      allow_abbrev=False)  # fmt: skip
-    parser.add_argument("names", nargs="*", metavar="name", help="an experiment, all, claims, readme or charts")
+    parser.add_argument("names", nargs="*", metavar="name",
+                        help="an experiment, all, claims, readme or charts; or `train` and flags of train.py")
     parser.add_argument("--list", action="store_true", help="each experiment with its time and claim")
     parser.add_argument("--table", action="store_true", help="the table of the committed results, without running")
     parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help="smaller, or the paper's")
@@ -180,7 +188,7 @@ def main(argv):
     names = [ALSO.get(name, name) for name in options.names]
     for name in names:
         if name not in {*EXPERIMENTS, *COMMANDS, "all"}:
-            fail(f"no experiment {name!r}; there are {', '.join([*EXPERIMENTS, *ALSO, *COMMANDS, 'all'])}")
+            fail(f"no experiment {name!r}; --list shows what there is")
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)

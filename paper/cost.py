@@ -1,4 +1,4 @@
-"""What it costs: FLOPs, memory and time of a step under each tuner, and of all that surrounds a step.
+"""What it costs: FLOPs, memory and time of a step under each tuner (but the later rivals), and of what surrounds it.
 
     python -m paper cost | tee paper/figures/cost.txt
 

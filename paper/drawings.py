@@ -1,9 +1,10 @@
-"""How the paper's figures are drawn, where lines over steps are not enough, and close-ups of a few steps.
+"""How the paper's figures are drawn, where plots.draw is not enough, and close-ups of a few steps.
 
 What this file teaches: to compare tuners over their steps, each at its best setting, and to look inside a run.
 A drawing is a function draw(runs, file) of plots.Run, whose setting "run" names a run but for its seed and whose
 setting "name" is what tables call it. The close-ups take no runs: what they show is in no log, so they train by
-themselves. Read next: theory.py, whose model the first close-up tests.
+themselves (`figure_16` takes configurations, and keeps a row a run beside the figure). The simplified model is in
+theory.py. Read next: rules.py.
 """
 
 import functools
@@ -196,7 +197,7 @@ def problem(config):
 
 
 def trained(config):
-    """The steps of a run of the default network, without end: yields (f, w, u, metrics), at w before the step."""
+    """The steps of gradient descent on the full batch, without end: yields (f, w, u, metrics), at w before the step."""
     network, f, samples = problem(config)
     optimizer, tuner = gd.gd(), train.built(tuners.TUNERS[config.tuner], vars(config))
     step = jax.jit(gd.make_step(f, optimizer, tuner))
@@ -295,12 +296,13 @@ def gains_along(config):
             gain = gain or jax.jit(functools.partial(greedy_gain, f))
             gains[f"gain_{t}"] = float(gain(w, u))
     loss, rate = (np.array(column) for column in history.values())
+    positive = [value > 0 for value in gains.values() if np.isfinite(value)]
     return dict(loss_first=loss[0], loss=plots.final_loss({"loss": loss}), rate=plots.geometric(rate[-10:]),
-                sharpness=np.nan, product=np.nan, gain=np.mean([value > 0 for value in gains.values()]),
+                sharpness=np.nan, product=np.nan, gain=np.mean(positive),
                 **gains)  # fmt: skip
 
 
-def gains(configs, file):
+def figure_16(configs, file):
     """Figure 16: what an on-edge step loses on a greedy one from the same point, along runs of CDAT."""
     lines = {1.0: ("greedy", []), 2.0: ("cdat", [])}  # by σ: colour, and the gains of each seed
     for config in configs:

@@ -3,7 +3,7 @@ drawn.
 
 What this file teaches: an experiment is data, and is written once. It lists tuners on settings (settings.py) and the
 paper's claims about them. `python -m paper --list` shows them, `python -m paper fig5` runs one. A new one is an entry
-of EXPERIMENTS. Read next: claims.py, which measures the claims; charts.py and drawings.py, which draw.
+of EXPERIMENTS. Read next: claims.py, which measures the claims; charts.py, drawings.py and rules.py, which draw.
 """
 
 from typing import Callable, NamedTuple
@@ -312,7 +312,7 @@ EXPERIMENTS = {
          Claim("15", "η = 3/λ is good (ours: at most 5 % above it)", below, ("exact σ = 3", "constant", 1.05),
                ["mlp"])]),
     "fig16": Experiment(
-        "6 min", lambda scale: on(["wide"], scale, cdat(1.0, 2.0) | BOTH), drawings.gains,
+        "6 min", lambda scale: on(["wide"], scale, cdat(1.0, 2.0) | BOTH), drawings.figure_16,
         [Claim("16", "along σ = 1 the greedy rate gains more in a step than the on-edge one (ours: in 95 % of steps)",
                within, ("CDAT σ = 1", "gain", 0.95, 1), ["wide"]),
          Claim("16", "along σ = 2 too", within, ("CDAT σ = 2", "gain", 0.95, 1), ["wide"])], alone=True),

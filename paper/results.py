@@ -24,8 +24,8 @@ RESULTS = Path(__file__).parent / "results.csv"
 def label_of(config):
     """What a table calls a run: its tuner, its rate or σ, and what else of the tuner's own is not the default.
 
-    >>> label_of(train.configure(tuner="polyak", lr_max=100.0)), label_of(train.configure(sigma=1.5, beta=0.9))
-    ('polyak, lr max 100', 'CDAT σ = 1.5, beta 0.9')
+    >>> label_of(train.configure(tuner="linesearch", lr_max=100.0)), label_of(train.configure(sigma=1.5, beta=0.9))
+    ('linesearch, lr max 100', 'CDAT σ = 1.5, beta 0.9')
     """
     words, plain = plots.labels([vars(config)]), train.configure(tuner=config.tuner)
     for name in train.options_of(train.PARTS["tuner"][config.tuner]):
@@ -106,7 +106,7 @@ def kept(file, name, measure):
     rows = read(file)
     if name not in rows:
         new = {name: measure()}
-        print(name, *(f"{key} {value:.3g}" for key, value in new[name].items()), flush=True)
+        print(f"{file.name}: {name}", flush=True)
         with data.owned(file.parent):  # no other process may write between the two
             write(file, read(file) | new)
         rows = read(file)  # in its digits, so that the figure is the one that is drawn from them later
@@ -125,7 +125,7 @@ class Kind(NamedTuple):
     setting: str
     config: SimpleNamespace  # see train.configure, of seed 0
     label: str
-    rows: list  # of dicts, from `summary`
+    rows: list  # of dicts, from `summary` or beside the figure
 
 
 def median(kind, column):

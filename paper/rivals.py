@@ -1,9 +1,10 @@
-"""Rivals: rules that set a rate without its being tuned, to compare with: first the paper's own, then later ones.
+"""Rivals: other rules that set the rate, to compare with: first those of the paper, (23) to (25), then later ones.
 
     python -m paper train --tuner polyak     is train.py with these rules, too
 
-What this file teaches: a tuner is a function and a line in a registry, from wherever it is. Importing this file makes
-these six known to train.train. The later three are written from their equations, without their authors' refinements.
+What this file teaches: a tuner may stand in any file. Importing this one adds six to TUNERS, so that train.py and
+plots.py know them too. The later three are written from their equations, without their authors' refinements.
+Read next: experiments.py.
 """
 
 import jax
@@ -21,7 +22,8 @@ def polyak(f_min=0.0, lr_max=1.0):
     f_min: f*, the least loss that there could be
     lr_max: largest learning rate
 
-    It is made for u = −g; where f is convex that step then brings w closer to every minimiser. No state. Costs nothing.
+    It is made for u = −g; where f is convex, and f_min its minimum, that step brings w closer to every minimiser. No
+    state. Costs nothing.
 
     >>> f = lambda w: 2 * w**2
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -64,15 +66,16 @@ def hypergradient(lr=0.1, hyper_rate=0.1):
 
 
 def exact(sigma=2.0, iterations=5):
-    """σ over the sharpness (25), η = σ/λ, with λ from a few warm-started power iterations a step.
+    """σ over the sharpness (25), η = σ/λ, with λ from a few products Hv a step.
 
-    sigma: σ, the scaling factor; for exact 2 holds the top eigenvector at the edge
-    iterations: power iterations a step
+    sigma: σ, the scaling factor; 2 holds the top eigenvector at the edge
+    iterations: products Hv a step
 
-    It asks for the stability of the top eigenvector, whatever u = −g is; `cdat` asks for that of u. Each iteration but
-    the first (at least 2) turns the unit vector v within the plane of v and Hv to where vᵀHv is largest, so λ is the
-    largest algebraic eigenvalue. No step is taken before the residual ‖Hv − λv‖ has once been below a tenth of λ, nor
-    where λ ≤ 0. The state is (v, whether that has happened). Costs `iterations` Hessian-vector products.
+    λ is the curvature along the top eigenvector, where `cdat` asks for that along u = −g. Deviation: each product but
+    the first turns the unit vector v within the plane of v and Hv to where vᵀHv is largest, so that with two or more
+    products a step λ tends to the largest algebraic eigenvalue. No step is taken before the residual ‖Hv − λv‖ has once
+    been below a tenth of λ, nor where λ ≤ 0. The state is (v, whether that has happened). Costs `iterations`
+    Hessian-vector products.
 
     >>> f = lambda w: 2 * w[0] ** 2 - 5 * w[1] ** 2  # H = diag(4, −10)
     >>> w, g = jnp.ones(2), jnp.array([4.0, -10.0])
@@ -87,7 +90,7 @@ def exact(sigma=2.0, iterations=5):
         hv = product(v)
         for _ in range(iterations - 1):
             off = scaled(move(hv, -dot(v, hv), v))
-            off = move(off, -dot(v, off), v)  # short where Hv is along v, but for rounding: then v is there
+            off = move(off, -dot(v, off), v)  # orthogonal to v once more; short where v is an eigenvector already
             h_off = product(off)
             angle = jnp.arctan2(2 * dot(off, hv), dot(v, hv) - dot(off, h_off)) / 2
             angle = jnp.where(dot(off, off) > 0.5, angle, 0)
@@ -140,7 +143,7 @@ def dog(reach=1e-4):
 
 
 def ngn(lr=1.0):
-    """Non-negative Gauss-Newton (Orvieto, Xiao 2024, arXiv:2407.04358): η = c / (1 + c ‖g‖²/2f), with −g·u for ‖g‖².
+    """Non-negative Gauss-Newton (Orvieto, Xiao 2024, arXiv:2407.04358): η = c / (1 + c ‖g‖²/(2f)), −g·u for ‖g‖².
 
     lr: c, which the rate approaches where the loss is large against the gradient
 
@@ -176,7 +179,7 @@ def nonmonotone(slope=1e-4, average=0.85, shrink=0.8, grow=4.0, lr_max=100.0, ma
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
     >>> tuner = nonmonotone(shrink=0.5, lr_max=1.0)
     >>> state = jnp.array(0.5), jnp.array(1.0), jnp.array(10.0)  # the loss was higher before
-    >>> float(tuner.rate(state, f, w, f(w), g, -g)[0])  # which allows the way from 2 up to f(1 - 0.5 × 4)
+    >>> float(tuner.rate(state, f, w, f(w), g, -g)[0])  # 1 fails, f(-3) = 18; f(-1) = 2 is not below f(1), but below m
     0.5
     """
 
@@ -197,9 +200,7 @@ RIVALS = {f.__name__: f for f in (polyak, hypergradient, exact)} | LATER
 for name in RIVALS:
     if name in TUNERS:
         raise ValueError(f"tuners.py and paper/rivals.py both have a tuner {name}: rename one of the two")
-TUNERS |= RIVALS
+TUNERS |= RIVALS  # in place: train.py sees the same dict
 train.RANGES |= {"f_min": (-1e30, 1e30), "iterations": (1, 1000), "hyper_rate": (0, 1)}
-plots.COLORS |= {"polyak": "#CC79A7", "hypergradient": "#56B4E9", "exact": "#D55E00", "dog": "#332288",
-                 "ngn": "#661100", "nonmonotone": "#44AA99"}  # fmt: skip
-plots.NAMES["hyper_rate"] = "rate"
-plots.SHOWN["exact"] = "sigma"
+plots.COLORS |= {"dog": "#332288", "ngn": "#661100", "nonmonotone": "#44AA99"}
+plots.NAMES["hyper_rate"] = "r"

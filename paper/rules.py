@@ -1,4 +1,4 @@
-"""Rules: the feedback rule looked at closely, around its resets and beside other ways to choose σ. Ours, not the paper's.
+"""Rules: the feedback rule looked at closely, around its resets and beside other ways to choose σ. Not the paper's.
 
 What this file teaches: to try a rule before it gets a name. `ruled` makes a tuner of any way to choose σ from the loss
 and the direction. What these figures show is in no log, so they train by themselves. Read next: questions.py.
@@ -47,7 +47,7 @@ def resets(_, file, first=120, steps=40):
 
 
 def ruled(scale, start, growth=1.5):
-    """A tuner like `feedback`, with σ from scale(memory, value, u) -> (σ, memory); memory from start(w)."""
+    """CDAT with uᵀGu and the cap of `feedback`; σ from scale(memory, value, u) -> (σ, memory), memory from start(w)."""
 
     def rate(state, f, w, value, g, u):
         memory, averages, eta_last = state
@@ -60,7 +60,7 @@ def ruled(scale, start, growth=1.5):
 
 
 def alternatives(_, file, steps=600, names=("gd", "momentum", "rmsprop", "adam"), seeds=3):
-    """The final loss under other ways to choose σ than that of `feedback`, all with uᵀGu and its cap but one."""
+    """The final loss under other ways to choose σ than `feedback`, all but one with uᵀGu, all but CDAT with its cap."""
     count, zeros = lambda w: jnp.zeros((), int), lambda w: jax.tree.map(jnp.zeros_like, w)
 
     def above_average(m, value, u):

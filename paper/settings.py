@@ -2,7 +2,7 @@
 
 What this file teaches: what a reproduction changes. A setting is a dict of train.py's flags; LAPTOP has what two cores
 train in minutes, PAPER the paper's own data, networks and steps. One of the paper's figures names the settings that it
-shows, and their optimizers: CLASSICAL and EDGE. All else is ours, and told apart in every table.
+shows, and their optimizers: CLASSICAL and EDGE. What is ours stands below, and is told apart in every table.
 Read next: experiments.py.
 """
 

@@ -11,7 +11,7 @@ import pytest
 
 import paper.rivals  # noqa: F401, so that they are in the registry whichever tests are run
 
-ORDER = "gd tuners sharpness models data plots train".split()  # the README's; what tests no file of its own comes last
+ORDER = "gd tuners sharpness models data plots train".split()  # what tests no file of its own comes last
 SETTINGS = {
     "jax_enable_compilation_cache": False,  # tests leave nothing in the user's cache folder, nor trust it
     "jax_disable_most_optimizations": True,  # most of the time goes into compilation; what analyses it sets this back

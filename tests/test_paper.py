@@ -4,6 +4,8 @@ judged."""
 import doctest
 import itertools
 import json
+import signal
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ import plots
 import train
 import tuners
 from paper import __main__ as paper
-from paper import batches, claims, cost, drawings, experiments, graph, questions, results, settings, terms
+from paper import batches, claims, cost, drawings, experiments, graph, questions, results, rivals, settings, terms
 from paper.experiments import EXPERIMENTS, Claim, Experiment
 
 
@@ -81,7 +83,7 @@ WITHOUT_RUNS = ("fig4", "fig9", "model", "overlay", "resets", "alternatives", "s
 
 
 def draw(name, file):
-    """Draws the figure of an experiment, laid out but for the pixels; the number of panels that show something."""
+    """Draws the figure of an experiment, laid out but for the pixels: how many panels it has, how many are empty."""
     found, drawn = experiments.configs(name), []
     two = list(dict.fromkeys(settings.setting_of(vars(config)) for config in found))[:2]  # each is a column
     runs = [plots.Run(vars(config) | {"run": results.row_of(config), "name": results.label_of(config)},
@@ -98,16 +100,24 @@ def draw(name, file):
     def save(figure, file, **_):
         figure.draw_without_rendering()
         file.touch()
-        drawn.extend(axis for axis in figure.axes if axis.has_data())
+        for axis in figure.axes:
+            lines = [line for line in axis.lines if line.get_transform() == axis.transData]  # but that of the edge
+            drawn.append(bool(lines or axis.collections or axis.images or axis.patches))
 
     plots.Figure.savefig = save  # for good: this is a process of its own
     EXPERIMENTS[name].draw(runs, file, **CLOSE_UPS.get(name, {}))
-    return len(drawn)
+    return len(drawn), drawn.count(False)
 
 
 def draw_all(folder):
-    """Prints how many panels of each figure show something."""
-    print(json.dumps({name: draw(name, Path(folder, f"{name}.png")) for name in FIGURES}))
+    """Prints what came of each figure: its panels, or how it failed."""
+    found = {}
+    for name in FIGURES:
+        try:
+            found[name] = draw(name, Path(folder, f"{name}.png"))
+        except Exception:
+            found[name] = traceback.format_exc()
+    print(json.dumps(found))
 
 
 def drawn(folder, environment):
@@ -175,6 +185,31 @@ def test_an_experiment_leaves_a_row_a_run_and_replaces_those_of_as_many_steps(ti
     with data.owned(paper.RESULTS.parent), pytest.raises(SystemExit):  # of another experiment, which writes now
         paper.main(["tiny", "--out", str(tmp_path / "others")])
     assert "another process is at work" in capsys.readouterr().err and paper.RESULTS.read_bytes() == whole
+
+
+def test_figure_16_trains_its_runs_by_itself_once_and_keeps_their_rows_beside_it(tiny, tmp_path, monkeypatch):
+    runs = lambda scale: [dict(sigma=[1.0, 2.0], samples=32, width=4, depth=1, steps=4, sharpness_every=2)]
+    EXPERIMENTS["tiny"] = Experiment("0 min", runs, drawings.figure_16, alone=True)
+    paper.main(["tiny"])
+    rows, whole = results.read(tmp_path / "tiny.csv"), (tmp_path / "tiny.csv").read_bytes()
+    assert not paper.RESULTS.exists() and [kind.label for kind in paper.kinds("tiny")] == ["CDAT σ = 1", "CDAT σ = 2"]
+    for config in experiments.configs("tiny", out=str(tmp_path)):
+        row, history = rows[results.row_of(config)], train.train(config)
+        assert row["loss"] == pytest.approx(plots.final_loss(history), 1e-3)
+    monkeypatch.setattr(drawings, "trained", None)  # nothing is trained again
+    (tmp_path / "tiny.png").unlink()
+    paper.main(["tiny"])
+    assert (tmp_path / "tiny.png").exists() and (tmp_path / "tiny.csv").read_bytes() == whole
+
+
+def test_train_is_the_command_line_of_train_py_with_the_rivals(tmp_path, capsys, monkeypatch):
+    flags = "--tuner polyak --samples 32 --width 4 --depth 1 --steps 3 --no-plot --out".split()
+    paper.main(["train", *flags, str(tmp_path)])
+    assert "polyak" in capsys.readouterr().out
+    monkeypatch.setattr(train, "train", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit):
+        paper.main(["train", *flags, str(tmp_path)])
+    assert "go on with: python -m paper train --tuner polyak" in capsys.readouterr().out.splitlines()[-1]
 
 
 def write(losses):
@@ -330,7 +365,7 @@ def test_an_unknown_experiment_is_one_line(capsys):
     assert "'fig99'" in (message := capsys.readouterr().err) and message.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", [batches, claims, graph, results, settings])
+@pytest.mark.parametrize("module", [batches, claims, drawings, experiments, graph, results, rivals, settings])
 def test_examples_in_docstrings_run(module):
     failed, attempted = doctest.testmod(module)
     assert attempted and not failed
@@ -492,4 +527,5 @@ def test_the_runs_of_an_experiment_are_configurations_at_both_scales_and_its_fig
     assert bool(found["laptop"]) == bool(found["paper"]) == (name not in WITHOUT_RUNS)
     assert all(config.steps <= 2000 for config in found["laptop"])
     assert len(experiments.words(EXPERIMENTS[name])) > 20
-    assert printed(aside["drawn"])[name] > 0
+    panels, empty = printed(aside["drawn"])[name]
+    assert panels > 0 and empty == 0

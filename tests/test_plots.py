@@ -175,9 +175,12 @@ def test_a_run_whose_rates_are_all_zero_or_that_has_no_rows_is_drawn(loss, figur
 
 
 def test_runs_of_several_settings_are_told_apart_by_their_labels_and_each_has_its_edge(figure):
-    drawn = figure(run(), run({"optimizer": "adam", "beta1": 0.9}))
-    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["CDAT σ = 2, gd", "CDAT σ = 2, adam"]
+    drawn = figure(run({"activation": "relu"}), run({"activation": "tanh", "optimizer": "adam", "beta1": 0.9}),
+                   run({"activation": "tanh", "tuner": "greedy"}))  # fmt: skip
+    labels = ["CDAT σ = 2, gd, relu", "CDAT σ = 2, adam, tanh", "greedy, gd, tanh"]
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == labels
     assert [text.get_text() for text in drawn.axes[-1].texts] == ["edge 2", "edge 38"]
+    assert len(figure(run(), quantities=["loss"]).axes) == 1
 
 
 def test_kinds_of_runs_of_one_tuner_have_shades_of_its_colour_and_a_new_tuner_has_one_that_is_free(figure):

@@ -20,6 +20,7 @@ import gd
 import train
 import tuners
 from paper import __main__ as paper
+from paper import rivals
 from paper.experiments import ALSO, EXPERIMENTS
 
 ROOT = Path(train.__file__).parent
@@ -39,15 +40,16 @@ def test_every_flag_they_name_is_in_the_help(capsys):
     assert {flag for flag in named if not re.search(flag + r"\b", helped)} == set()
 
 
-TRAINED = [flags for c in COMMANDS for flags in re.findall(r"python (?:train\.py|-m paper train)\b(.*)", c)]
+TRAINED = [found for c in COMMANDS for found in re.findall(r"python (train\.py|-m paper train)\b(.*)", c)]
 
 
-@pytest.mark.parametrize("flags", TRAINED)
-def test_every_training_command_parses(flags):
+@pytest.mark.parametrize("command, flags", TRAINED)
+def test_every_training_command_parses(command, flags):
     words = shlex.split(flags)
     assert len(TRAINED) > 5
     if words != ["--help"]:
-        assert train.configurations(vars(train.parser().parse_args(words)))
+        configs = train.configurations(vars(train.parser().parse_args(words)))
+        assert configs and (command != "train.py" or not {config.tuner for config in configs} & set(rivals.RIVALS))
 
 
 def test_every_experiment_they_name_exists_and_every_experiment_is_named():

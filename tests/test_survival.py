@@ -115,7 +115,7 @@ def unread(folder, environment):
 
 def bad(folder, environment):
     """Four commands that cannot run, and what they leave in the folder."""
-    lines = "--lr 0.1", "--sigma nan", "--tuner x", "--data-dir no/such"
+    lines = "--lr 0.1", "--sigma nan", "--tuner polyak", "--data-dir no/such"  # a tuner of paper/, not of train.py
     running = [start(environment, ROOT / "train.py", *line.split(), cwd=folder) for line in lines]
     return dict(zip(lines, map(ended, running))), list(folder.iterdir())
 
