@@ -23,9 +23,8 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 
 # Most are the colours of Okabe and Ito, which colour-blind readers tell apart: one tuner, one colour, everywhere.
-COLORS = {"constant": "#000000", "schedule": "#999999", "linesearch": "#E69F00", "greedy": "#009E73",
-          "cdat": "#0072B2", "feedback": "#882255",
-          "polyak": "#CC79A7", "hypergradient": "#56B4E9", "exact": "#AA4499"}  # of paper/rivals.py  # fmt: skip
+COLORS = {"constant": "#000000", "schedule": "#999999", "linesearch": "#E69F00", "greedy": "#009E73", "cdat": "#0072B2",
+          "feedback": "#882255", "polyak": "#CC79A7", "hypergradient": "#56B4E9", "exact": "#AA4499"}  # fmt: skip
 LOOKS = [(1.0, "-"), (0.45, "--"), (1.4, ":"), (1.65, "-."), (0.7, (0, (6, 2)))]  # of a tuner's kinds: lightness, line
 
 QUANTITIES = {"loss": "training loss", "learning_rate": "learning rate η", "sharpness": "sharpness λ",
@@ -61,15 +60,12 @@ def load_run(folder):
 
 
 def progress(steps):
-    """report(rows) for a run of so many steps: a line that renews itself on a terminal, else one for each tenth of it.
-
-    No rows: the first step begins. The rate is that of the last ten steps, the product that with the last sharpness.
-    """
+    """report(rows) for a run of so many steps: a line that renews itself on a terminal, else one a tenth of it."""
     first, tenths, lam = None, -1, np.nan
 
     def report(rows):
         nonlocal first, tenths, lam
-        text, done, end = "compiling ...", 0, ""
+        text, done, end = "compiling ...", 0, ""  # no rows: the first step begins
         if rows:
             done, loss = rows[-1]["step"] + 1, float(rows[-1]["loss"])
             rate = geometric(np.array([row["learning_rate"] for row in rows[-10:]], float))
@@ -115,6 +111,8 @@ def labels(runs):
     >>> cdat = {"tuner": "cdat", "sigma": 2.0, "beta": 0.5}
     >>> labels([cdat, cdat | {"beta": 0.9}])
     ['CDAT σ = 2, β 0.5', 'CDAT σ = 2, β 0.9']
+    >>> labels([cdat, {"tuner": "constant", "lr": 0.1}])
+    ['CDAT σ = 2', 'constant 0.1']
     """
     names = []
     for settings in runs:

@@ -309,7 +309,7 @@ def test_a_diverged_run_is_kept_as_it_was_reported_and_the_others_go_on(run):
     assert [row["step"] for row in reported] == history["step"].tolist() and len(reported) < 40
     assert np.isfinite(history["loss"][:-1]).all() and not np.isfinite(history["loss"][-1])
     text = run("--tuner", "constant", "cdat", "--lr", 1e9, "--steps", 50)  # more steps of it are not taken
-    assert f"constant 1e+09 diverged: its loss is not finite at step {len(history['loss']) - 1}" in text
+    assert f"constant 1e+09, steps 40 diverged: its loss is not finite at step {len(history['loss']) - 1}" in text
     assert plots.load_run(next(run.folder.glob("*cdat*"))).facts["status"] == "done"
 
 
