@@ -122,7 +122,8 @@ def draw_all(folder):
 
 def drawn(folder, environment):
     code = "import sys, test_paper; test_paper.draw_all(sys.argv[1])"
-    return ended(start(environment, "-W", "error::UserWarning", "-c", code, folder))  # one is: no room for a panel
+    no_room = "error:constrained_layout not applied"  # else a warning that nobody reads: a panel has no room
+    return ended(start(environment, "-W", no_room, "-c", code, folder))
 
 
 JOBS = counted, drawn
