@@ -35,7 +35,10 @@ CHUNK = 300
 
 
 def count():
-    """Prints FLOPs: those of a step of each family, and for the MLP of its parts, of both in chunks. Nothing is run."""
+    """Prints FLOPs: those of a step of each family, and for the MLP of its parts, of both in chunks. Nothing is run.
+
+    With them goes how many weights each family has.
+    """
     compiled = train.compiled
 
     def of_shapes(*args):  # parameters are shapes
@@ -46,8 +49,12 @@ def count():
     for family in "mixer", "vit", "transformer":  # one block is enough, for the compiler's sake
         cost.FAMILIES[family] = (family, dict(depth=1), *cost.FAMILIES[family][2:])
     cost.FAMILIES["rnn"] = ("rnn", {}, (8,), 64)
-    found = {family: {kind: cost.step_of(family, **flags)[0].flops for kind, flags in STEPS.items()}
-             for family in cost.FAMILIES}  # fmt: skip
+    found = {}
+    for family in cost.FAMILIES:
+        steps = {kind: cost.step_of(family, **flags) for kind, flags in STEPS.items()}
+        found[family] = {kind: step.flops for kind, (step, _) in steps.items()}
+        _, carry = steps["constant"]
+        found[family]["weights"] = sum(leaf.size for leaf in jax.tree.leaves(carry.w))
     chunked = {kind: cost.step_of("mlp", chunk_size=CHUNK, **STEPS[kind])[0].flops for kind in ("constant", "hessian")}
     parts, of_chunk = cost.parts("mlp"), cost.parts("mlp", CHUNK)
     print(json.dumps(found | {"chunked": chunked, "parts": {name: part.flops for name, part in parts.items()},
@@ -511,7 +518,8 @@ def test_a_curvature_shares_the_forward_pass_and_computes_equal_tangents_once(fl
     constant, hessian, feedback, gauss_newton = (flops[family][kind] for kind in STEPS)
     assert 1.3 * constant < hessian <= MOST[family][0] * constant
     assert 1.3 * constant < gauss_newton <= MOST[family][1] * constant
-    assert gauss_newton < feedback <= 1.001 * gauss_newton  # which it takes: its own are four operations a weight
+    own = feedback - gauss_newton  # beside the curvature that it takes
+    assert 0 < own <= 14 * flops[family]["weights"]  # 4 or 5 a weight, by the count of JAX 0.8 up to 14
 
 
 def test_chunks_cost_5_percent_more_in_a_gradient_step_and_a_forward_pass_more_in_a_cdat_step(flops):
