@@ -165,6 +165,18 @@ def lobpcg(matvec, v, tol=1e-3, max_iters=1000):
     return Eigenpair(float(value), unravel(basis[0]), iterations, float(residual), converged)
 
 
+def sharpness(f, w, v, tol=1e-3, max_iters=1000):
+    """The sharpness of f at w by `lobpcg` on `hvp`, from v (a pytree like w; not zero): an `Eigenpair`.
+
+    Compiles the product anew for each call: in a training loop do as in the example of `lobpcg`.
+
+    >>> w = jnp.ones(2)
+    >>> round(sharpness(lambda w: w[0] ** 2 - 3 * w[1] ** 2, w, w).value, 3)
+    2.0
+    """
+    return lobpcg(jax.jit(lambda v: hvp(f, w, v)), v, tol, max_iters)
+
+
 def alignment(u, v, scale=None):
     """|cos∠(u, v)|, a scalar: how much of a direction u (a pytree) lies along v, a top eigenvector (‖v‖ = 1).
 
