@@ -12,8 +12,8 @@ other rivals are in paper/rivals.py.
 A tuner is two pure functions: init(w) -> state, and rate(state, f, w, value, g, u) -> (η, state), with value = f(w),
 one number without auxiliary output. w is float32 or float64, and η and the floats of the state are of its dtype,
 whatever that of the data and of the hyperparameters; half precision is a TypeError: keep a float32 copy of it. Where a
-rule finds no rate (a number is not finite, or d is 0 and there is no lr_max) η is 0: no step is taken. An η that stays
-0 says that u points uphill or f is flat along it. Hyperparameters that are floats may be traced.
+rule finds no rate (a number is not finite, or it divides by 0 and has no lr_max) η is 0: no step is taken. An η that
+stays 0 says that u points uphill or f is flat along it. Hyperparameters that are floats may be traced.
 Copying: take a function and the helpers above it; call rate between gradient and update, inside the jitted step. On
 several devices f, value and g must be those of the whole batch: in pmap and shard_map f is lambda w:
 jax.lax.pmean(loss(w, batch), "devices"), value and g are from jax.value_and_grad(f), and g is a pmean once more. The

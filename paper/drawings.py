@@ -28,8 +28,7 @@ import tuners
 from paper import results, theory
 from paper.settings import setting_of
 
-plots.QUANTITIES |= {"grad_norm": "gradient norm", "turn": "cos∠(u now, u before)",
-                     "alignment": "alignment of u with\nthe top eigenvector"}  # fmt: skip
+plots.QUANTITIES |= {"turn": "cos∠(u now, u before)", "alignment": "alignment of u with\nthe top eigenvector"}
 ORANGE, BLUE, PINK, GREY, BLACK = "#D55E00", "#0072B2", "#CC79A7", "#999999", "#000000"
 
 
