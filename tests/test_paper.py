@@ -22,7 +22,6 @@ from paper import __main__ as paper
 from paper import batches, claims, cost, drawings, experiments, graph, questions, results, rivals, settings, terms
 from paper.experiments import EXPERIMENTS, Claim, Experiment
 
-
 # --- What the compiler counts, in a process of its own: it optimizes there as users have it, which takes a while.
 
 MOST = {  # a step under CDAT in constant-rate steps, by the compiler's count: with uᵀHu, and with uᵀGu
@@ -35,10 +34,7 @@ CHUNK = 300
 
 
 def count():
-    """Prints FLOPs: those of a step of each family, and for the MLP of its parts, of both in chunks. Nothing is run.
-
-    With them goes how many weights each family has.
-    """
+    """Prints FLOPs: of each family's steps (and its weights), of the parts of the MLP's, and of these in chunks."""
     compiled = train.compiled
 
     def of_shapes(*args):  # parameters are shapes
@@ -91,7 +87,7 @@ WITHOUT_RUNS = ("fig4", "fig9", "model", "overlay", "resets", "alternatives", "s
 
 def draw(name, file):
     """Draws the figure of an experiment, laid out but for the pixels: how many panels it has, how many are empty."""
-    found, drawn = experiments.configs(name), []
+    found, filled = experiments.configs(name), []
     two = list(dict.fromkeys(settings.setting_of(vars(config)) for config in found))[:2]  # each is a column
     runs = [plots.Run(vars(config) | {"run": results.row_of(config), "name": results.label_of(config)},
                       DIVERGED if k == 1 else HISTORY)
@@ -109,11 +105,11 @@ def draw(name, file):
         file.touch()
         for axis in figure.axes:
             lines = [line for line in axis.lines if line.get_transform() == axis.transData]  # but that of the edge
-            drawn.append(bool(lines or axis.collections or axis.images or axis.patches))
+            filled.append(bool(lines or axis.collections or axis.images or axis.patches))
 
     plots.Figure.savefig = save  # for good: this is a process of its own
     EXPERIMENTS[name].draw(runs, file, **CLOSE_UPS.get(name, {}))
-    return len(drawn), drawn.count(False)
+    return {"panels": len(filled), "empty": filled.count(False)}
 
 
 def draw_all(folder):
@@ -123,7 +119,7 @@ def draw_all(folder):
         try:
             found[name] = draw(name, Path(folder, f"{name}.png"))
         except Exception:
-            found[name] = traceback.format_exc()
+            found[name] = {"failed": traceback.format_exc()}
     print(json.dumps(found))
 
 
@@ -536,5 +532,6 @@ def test_the_runs_of_an_experiment_are_configurations_at_both_scales_and_its_fig
     assert bool(found["laptop"]) == bool(found["paper"]) == (name not in WITHOUT_RUNS)
     assert all(config.steps <= 2000 for config in found["laptop"])
     assert len(experiments.words(EXPERIMENTS[name])) > 20
-    panels, empty = printed(aside["drawn"])[name]
-    assert panels > 0 and empty == 0
+    figure = printed(aside["drawn"])[name]
+    assert "failed" not in figure, figure["failed"]
+    assert figure["panels"] > 0 and figure["empty"] == 0
