@@ -297,22 +297,23 @@ def gains_along(config):
     loss, rate = (np.array(column) for column in history.values())
     positive = [value > 0 for value in gains.values() if np.isfinite(value)]
     return dict(loss_first=loss[0], loss=plots.final_loss({"loss": loss}), rate=plots.geometric(rate[-10:]),
-                sharpness=np.nan, product=np.nan, gain=np.mean(positive),
-                **gains)  # fmt: skip
+                sharpness=np.nan, product=np.nan, gain=np.mean(positive), **gains)  # fmt: skip
 
 
 def figure_16(configs, file):
     """Figure 16: what an on-edge step loses on a greedy one from the same point, along runs of CDAT."""
-    lines = {1.0: ("greedy", []), 2.0: ("cdat", [])}  # by σ: colour, and the gains of each seed
+    found = {}  # by σ, for each seed: the gains along its run
     for config in configs:
         row = results.kept(file, results.row_of(config), functools.partial(gains_along, config))
         if config.curvature == "hessian":
-            lines[config.sigma][1].append([value for name, value in row.items() if name.startswith("gain_")])
+            gains = [value for name, value in row.items() if name.startswith("gain_")]
+            found.setdefault(config.sigma, []).append(gains)
     figure, axis = subplots(figsize=(5.5, 3.4))
-    for sigma, (color, seeds) in lines.items():
-        steps, color = configs[0].sharpness_every * np.arange(len(seeds[0])), plots.COLORS[color]
-        axis.plot(steps, np.median(seeds, axis=0), color=color, linewidth=1.3, label=f"along CDAT σ = {sigma:g}")
-        axis.fill_between(steps, *np.quantile(seeds, [0, 1], axis=0), color=color, alpha=0.12, linewidth=0)
+    for sigma, tuner in ((1.0, "greedy"), (2.0, "cdat")):
+        gains, color = np.array(found[sigma]), plots.COLORS[tuner]
+        steps = configs[0].sharpness_every * np.arange(gains.shape[1])
+        axis.plot(steps, np.median(gains, axis=0), color=color, linewidth=1.3, label=f"along CDAT σ = {sigma:g}")
+        axis.fill_between(steps, gains.min(axis=0), gains.max(axis=0), color=color, alpha=0.12, linewidth=0)
     axis.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     axis.set_yscale("symlog", linthresh=0.01)  # it has both signs
     axis.set_xlabel("step", fontsize=9)

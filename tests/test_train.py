@@ -90,7 +90,7 @@ def start(environment, *words, **how):
 def ended(process):
     """Its exit code, and what it wrote to stdout and stderr."""
     try:
-        out, err = process.communicate(timeout=900)
+        out, err = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
