@@ -47,7 +47,7 @@ def load_run(folder):
         with open(file, "rb") as stream, np.load(stream) as saved:
             settings, facts = json.loads(str(saved["settings"])), json.loads(str(saved["facts"]))
             columns = [name for name in saved.files if name.startswith("history/")]
-            history = {name.removeprefix("history/"): saved[name].astype(float) for name in columns}
+            history = {name.removeprefix("history/"): saved[name] for name in columns}
             whole = saved.zip.testzip() is None  # the state as well, to go on from
         named = "tuner" in settings and "status" in facts and {"step", "loss"} <= history.keys()
         if not (whole and named and isinstance(settings.get("steps", 0), int)):

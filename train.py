@@ -10,12 +10,6 @@ what it calls; the command line comes last.
 Every run is a folder runs/NAME. Its checkpoint.npz is the run, all else there is made from it. Read next: plots.py.
 """
 
-import os
-import signal
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main begins: no traceback of an import
-
 import argparse
 import contextlib
 import functools
@@ -23,6 +17,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import os
 import re
 import shlex
 import sys
@@ -85,8 +80,7 @@ def train(config, report=lambda rows: None):
                 if not config.no_sharpness:
                     product = lambda v: jitted.hessian(w, carry, v, some, numbers)
                     top = sharpness.lobpcg(product, v, config.sharpness_tol)
-                    lam, found = top.value, top.converged
-                    v = top.vector if np.isfinite(lam) else v
+                    lam, v, found = top.value, top.vector, top.converged
                 row |= jitted.measure(w, carry, lam, v, samples, indices, held_out, numbers)
                 row |= {} if found else {"sharpness": np.nan, "alignment": np.nan}
             waiting.append(row)
@@ -99,14 +93,11 @@ def train(config, report=lambda rows: None):
                 report(rows)
                 if facts["status"] == "diverged":
                     break
-    return {name: column.astype(float) for name, column in history.items()}
+    return history
 
 
 def on_devices(config, dataset):
-    """What a run is given, as it lies on the devices: (samples, held_out, indices_of, whole).
-
-    indices_of(t) are those of the batch of step t, None where it is all samples; whole is how all but a batch lies.
-    """
+    """(samples, held_out, indices_of, whole): arrays on their devices, the batch of a step, how all else lies."""
     n, size = len(dataset.x), config.batch_size or len(dataset.x)
     data.require(size <= n, f"--batch-size is {size}; there are {n} training samples")
     if n % size:
@@ -185,17 +176,13 @@ def folder_of(config):
 
 
 def held_run(config):
-    """(what a folder holds of a run, or None; whether that is all of it: it has its steps, or diverged).
-
-    ValueError for what only --overwrite may replace, or --resume continue.
-    """
+    """What a folder holds of a run, or None, and whether that is all of it; ValueError where another flag is needed."""
     folder, settings = folder_of(config), settings_of(config)
     if config.overwrite or not (folder / "checkpoint.npz").exists():
         return None, False
-    held, schedule = plots.load_run(folder), inspect.signature(tuners.TUNERS[config.tuner]).parameters
-    differ = [name for name in settings if held.settings.get(name) != settings[name]]
-    if differ == ["steps"] and held.settings["steps"] < config.steps and "steps" not in schedule:
-        differ = []  # the same run, which goes on: a schedule would have been another one from the start
+    held, options = plots.load_run(folder), inspect.signature(tuners.TUNERS[config.tuner]).parameters
+    strict = held.settings.get("steps", 0) > config.steps or "steps" in options  # else more steps are the same run
+    differ = [name for name in settings if held.settings.get(name) != settings[name] and (strict or name != "steps")]
     if differ:
         values = ", ".join(f"{dashed(name)} {held.settings.get(name)}" for name in differ)
         raise ValueError(f"{folder}: holds a run with {values}; give --overwrite to replace it, or another --out")
@@ -226,8 +213,7 @@ def begin(config, columns, state, dataset):
             "data": held.facts.get("data") == identity, "columns": held.history.keys() == history.keys()}  # fmt: skip
     other = " and ".join(name for name in same if not same[name])
     data.require(not other, f"{file}: of other {other}; give --overwrite to start again")
-    history = {name: held.history[name].astype(column.dtype) for name, column in history.items()}
-    return history, jax.tree.unflatten(tree, found), facts | {"seconds": held.facts["seconds"]}
+    return held.history, jax.tree.unflatten(tree, found), facts | {"seconds": held.facts["seconds"]}
 
 
 def log(config, facts, history, rows, state):
@@ -314,8 +300,7 @@ def configurations(given):
     unused = ", ".join(dashed(name) for name in given if not any(name in vars(config) for config in configs))
     data.require(not unused, f"{unused} applies to nothing that was chosen; --help says what takes it")
     runs = {name_of(config): config for config in configs}  # one of those that differ in nothing that applies
-    long = max(runs, key=len)  # file systems take names of 255 bytes
-    data.require(len(long) <= 255, f"--out cannot hold a run with a name of so many settings, {long}")
+    data.require(max(map(len, runs)) <= 255, "--out cannot hold a name of so many settings: it takes 255 letters")
     return [*runs.values()]
 
 
@@ -331,15 +316,13 @@ def chosen(given):
         plain |= options
     plain |= fixed
     settings = plain | {name: value for name, value in given.items() if name in plain}
+    ranges = RANGES | {"batch_size": (0, settings["samples"] or 10**9)}
     for name, value in settings.items():
-        low, high, *others = RANGES.get(name, (0, 1e30 if isinstance(value, float) else 10**9))
+        low, high, *others = ranges.get(name, (0, 1e30 if isinstance(value, float) else 10**9))
         if isinstance(value, (int, float)) and not (low <= value <= high or value in (plain[name], *others)):
             allowed = " or ".join([f"{low:g} to {high:g}", *map(str, others)])
             raise ValueError(f"{dashed(name)} is {value}; it must be {allowed}")
-        if name in fixed and value != fixed[name]:
-            raise ValueError(f"{dashed(name)} {value} contradicts --preset {given['preset']}, which has {fixed[name]}")
-    if 0 < settings["samples"] < settings["batch_size"]:
-        raise ValueError(f"--batch-size is {settings['batch_size']}; there are {settings['samples']} training samples")
+        data.require(value == fixed.get(name, value), f"--preset has {dashed(name)} {fixed.get(name)}, not {value}")
     data.require(not (settings["resume"] and settings["overwrite"]), "--resume contradicts --overwrite")
     return SimpleNamespace(**settings)
 
@@ -355,10 +338,7 @@ def settings_of(config):
 
 
 def kind_and_numbers(config):
-    """(kind, numbers): what is compiled in, as pairs, and the arguments, numbers that change without compiling anew.
-
-    Runs of one kind differ only in these numbers, in the seed, and in how they are run.
-    """
+    """What is compiled in, as pairs of name and value, and the numbers that change without compiling anew."""
     names = {"weight_decay", *options_of(gd.OPTIMIZERS[config.optimizer]), *options_of(tuners.TUNERS[config.tuner])}
     numbers = {name: value for name, value in vars(config).items() if name in names and isinstance(value, float)}
     numbers |= {"steps": config.steps, "max_trials": 30 if config.batch_size else 1000}  # as in the paper
@@ -423,8 +403,7 @@ def show(configs):
         plots.show(folders, None if configs[0].no_plot else overlay)
         for folder in folders:  # a row a step, in digits that read back as the same number, and beside it the rest
             settings, history, facts = plots.load_run(folder)
-            with np.load(folder / "checkpoint.npz") as saved:
-                columns = [saved[f"history/{name}"].astype(str) for name in history]
+            columns = [column.astype(str) for column in history.values()]
             csv, rest = "\n".join(map(",".join, [history, *zip(*columns), ""])), json.dumps(settings | facts, indent=1)
             data.write(folder / "metrics.csv", lambda stream: stream.write(csv.encode()))
             data.write(folder / "config.json", lambda stream: stream.write(rest.encode()))
@@ -432,7 +411,6 @@ def show(configs):
 
 def run(configs, words, command):
     """Trains one after the other, and shows what came of it; at Ctrl-C also the words that go on from there."""
-    began = time.time()
     try:
         over = [held_run(config)[1] for config in configs]  # every refusal comes before the first step
         for k, config in enumerate(configs):
@@ -444,10 +422,10 @@ def run(configs, words, command):
         print()
         with contextlib.suppress(KeyboardInterrupt):
             show(configs)
-        files = [folder_of(config) / "checkpoint.npz" for config in configs]
-        old = configs[0].overwrite and any(file.exists() and file.stat().st_mtime < began for file in files)
+        sweep = configs[0].overwrite and len(configs) > 1  # --resume would show as new what this one had not come to
+        again = "--overwrite" if sweep else "--resume"
         kept = [word for word in words if word not in ("--resume", "--overwrite")]
-        print("interrupted; go on with:", command, shlex.join([*kept, "--overwrite" if old else "--resume"]))
+        print("interrupted; go on with:", command, shlex.join([*kept, again]))
         sys.exit(130)
 
 
@@ -460,8 +438,6 @@ def main(words, command="python train.py"):
         gd.set_up(configs[0].distributed)
         if jax.process_index() > 0:  # what belongs to no process alone is for the first one to say
             sys.stdout = open(os.devnull, "w")
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         run(configs, words, command)
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads on, as behind `| head`

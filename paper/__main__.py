@@ -13,13 +13,8 @@ What a run ended with is a row of results.csv, or of figures/NAME.csv where an e
 Read next: experiments.py.
 """
 
-import os
-import signal
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main begins: no traceback of an import
-
 import argparse
+import os
 import re
 import sys
 import textwrap
@@ -190,8 +185,6 @@ def main(argv):
         if name not in {*EXPERIMENTS, *COMMANDS, "all"}:
             fail(f"no experiment {name!r}; --list shows what there is")
     try:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         if options.list or not names:
             show_list()
         for name in EXPERIMENTS if "all" in names else names:

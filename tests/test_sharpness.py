@@ -250,6 +250,12 @@ def test_products_that_are_not_numbers_end_it_with_nan(good, method):
     assert np.isnan(top.value) and np.isnan(top.residual) and len(products) <= good + 1 and not top.converged
 
 
+def test_a_start_of_nan_as_a_search_may_end_with_is_as_good_as_ones():
+    product = lambda v: jnp.arange(1.0, 5.0) * v
+    top, from_ones = sharpness.lobpcg(product, jnp.full(4, jnp.nan)), sharpness.lobpcg(product, jnp.ones(4))
+    assert top.value == from_ones.value == pytest.approx(4, rel=1e-3) and top.converged
+
+
 @both
 def test_the_same_start_gives_the_same_bits(method):
     matrix = with_spectrum([1.0, 2.0, 3.0, 4.0])
