@@ -270,7 +270,7 @@ RANGES = {  # by flag: the least number, the largest, and what else it may be; t
     "sigma_high": (1, 1e30), "growth": (1, 1e30), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, np.inf),
     **dict.fromkeys(("steps", "sharpness_every", "every"), (1, 10**9)),
     **dict.fromkeys(("eps", "lr", "sigma", "lr_max"), (1e-30, 1e30)),
-    **dict.fromkeys(("momentum", "beta1", "beta2", "beta", "average", "slope", "warmup"), (0, 0.999999)),
+    **dict.fromkeys(("momentum", "beta1", "beta2", "beta", "average", "slope"), (0, 0.999999)),
 }  # fmt: skip
 # Else accelerators round matrix products to TF32 or bfloat16, and move the sharpness by more than its tolerance.
 MATMUL_PRECISION = jax.config.jax_default_matmul_precision or "float32"

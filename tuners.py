@@ -1,8 +1,8 @@
 """Tuners: how the learning rate η is chosen, step by step.
 
 What this file teaches: the classical answers (a constant, a linesearch, the minimiser of a quadratic model) and the
-paper's: stay on the edge of stability, `cdat`. Below the divider stand a schedule and a rule of ours; the paper's
-other rivals are in paper/rivals.py.
+paper's: stay on the edge of stability, `cdat`. Below the divider stands a rule of ours; a schedule and the paper's other
+rivals are in paper/rivals.py.
 
     w  parameters, a pytree                      η     learning rate; the step is w + ηu
     f  training loss f(w), the batch bound       λ     sharpness, the largest eigenvalue of H; ηλ = 2 is the edge
@@ -224,37 +224,7 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf, curvature: Curvature
     return Tuner(lambda w: (scalar(0, w), scalar(0, w), scalar(0, w), jnp.zeros((), jnp.int32)), rate)
 
 
-# ------------------------------------------------------------ what else can set the rate: a schedule, our own rule
-
-
-def schedule(steps, lr=0.1, warmup=0.1, decay: Literal["constant", "linear", "cosine"] = "cosine"):
-    """Linear warm-up from 0 to lr, then constant, or a linear or cosine decay to 0 at `steps`.
-
-    lr: learning rate after the warm-up
-    warmup: fraction of the steps that the warm-up takes
-    decay: how the rate falls after it
-
-    ValueError for another word. The state is the number of steps taken. Costs nothing.
-
-    >>> tuner = schedule(steps=10, lr=1.0, warmup=0.2, decay="linear")
-    >>> [round(float(tuner.rate(t, None, jnp.ones(2), None, None, None)[0]), 3) for t in range(11)]
-    [0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]
-    """
-    shapes = {
-        "constant": lambda p: 1.0,  # p from 0 at the end of the warm-up to 1 at the last step
-        "linear": lambda p: 1 - p,
-        "cosine": lambda p: (1 + jnp.cos(jnp.pi * p)) / 2,
-    }
-    if decay not in shapes:
-        raise ValueError(f"decay is {decay!r}; it must be one of {', '.join(shapes)}")
-
-    def rate(t, f, w, value, g, u):
-        rise = warmup * steps
-        progress = jnp.clip((t - rise) / (steps - rise), 0, 1)
-        eta = lr * jnp.where(t < rise, t / jnp.maximum(rise, 1), shapes[decay](progress))
-        return scalar(eta, w), t + 1
-
-    return Tuner(init=lambda w: jnp.zeros((), jnp.int32), rate=rate)
+# ------------------------------------------------------------------------- with nothing to choose: a rule of ours
 
 
 def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, beta=0.5,
@@ -309,4 +279,4 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
     return Tuner(init, rate)
 
 
-TUNERS = {f.__name__: f for f in (constant, linesearch, greedy, cdat, schedule, feedback)}
+TUNERS = {f.__name__: f for f in (constant, linesearch, greedy, cdat, feedback)}

@@ -1,11 +1,13 @@
-"""Rivals: other rules that set the rate, to compare with: first those of the paper, (23) to (25), then later ones.
+"""Rivals: other rules that set the rate, to compare with: a schedule and the paper's (23) to (25), then later ones.
 
     python -m paper train --tuner polyak     is train.py with these rules, too
 
-What this file teaches: a tuner may stand in any file. Importing this one adds six to TUNERS, so that train.py and
+What this file teaches: a tuner may stand in any file. Importing this one adds seven to TUNERS, so that train.py and
 plots.py know them too. The later three are written from their equations, without their authors' refinements.
 Read next: experiments.py.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,36 @@ from jax.flatten_util import ravel_pytree
 import plots
 import train
 from tuners import TUNERS, Tuner, dot, linesearch, move, scalar
+
+
+def schedule(steps, lr=0.1, warmup=0.1, decay: Literal["constant", "linear", "cosine"] = "cosine"):
+    """Linear warm-up from 0 to lr, then constant, or a linear or cosine decay to 0 at `steps`.
+
+    lr: learning rate after the warm-up
+    warmup: fraction of the steps that the warm-up takes
+    decay: how the rate falls after it
+
+    ValueError for another word. The state is the number of steps taken. Costs nothing.
+
+    >>> tuner = schedule(steps=10, lr=1.0, warmup=0.2, decay="linear")
+    >>> [round(float(tuner.rate(t, None, jnp.ones(2), None, None, None)[0]), 3) for t in range(11)]
+    [0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]
+    """
+    shapes = {
+        "constant": lambda p: 1.0,  # p from 0 at the end of the warm-up to 1 at the last step
+        "linear": lambda p: 1 - p,
+        "cosine": lambda p: (1 + jnp.cos(jnp.pi * p)) / 2,
+    }
+    if decay not in shapes:
+        raise ValueError(f"decay is {decay!r}; it must be one of {', '.join(shapes)}")
+
+    def rate(t, f, w, value, g, u):
+        rise = warmup * steps
+        progress = jnp.clip((t - rise) / (steps - rise), 0, 1)
+        eta = lr * jnp.where(t < rise, t / jnp.maximum(rise, 1), shapes[decay](progress))
+        return scalar(eta, w), t + 1
+
+    return Tuner(init=lambda w: jnp.zeros((), jnp.int32), rate=rate)
 
 
 def polyak(f_min=0.0, lr_max=1.0):
@@ -196,11 +228,11 @@ def nonmonotone(slope=1e-4, average=0.85, shrink=0.8, grow=4.0, lr_max=100.0, ma
 
 
 LATER = {f.__name__: f for f in (dog, ngn, nonmonotone)}
-RIVALS = {f.__name__: f for f in (polyak, hypergradient, exact)} | LATER
+RIVALS = {f.__name__: f for f in (schedule, polyak, hypergradient, exact)} | LATER
 for name in RIVALS:
     if name in TUNERS:
         raise ValueError(f"tuners.py and paper/rivals.py both have a tuner {name}: rename one of the two")
 TUNERS |= RIVALS  # in place: train.py sees the same dict
-train.RANGES |= {"f_min": (-1e30, 1e30), "iterations": (1, 1000), "hyper_rate": (0, 1)}
+train.RANGES |= {"f_min": (-1e30, 1e30), "iterations": (1, 1000), "hyper_rate": (0, 1), "warmup": (0, 0.999999)}
 plots.COLORS |= {"dog": "#332288", "ngn": "#661100", "nonmonotone": "#44AA99"}
 plots.NAMES["hyper_rate"] = "r"

@@ -24,14 +24,6 @@ def constant(past, lr=0.1):
     return lr
 
 
-def schedule(past, steps, lr=0.1, warmup=0.1, decay="cosine"):
-    t, rise = len(past) - 1, warmup * steps
-    if t < rise:
-        return lr * t / rise
-    left = (steps - t) / (steps - rise)
-    return lr * {"constant": 1, "linear": left, "cosine": np.sin(np.pi / 2 * left) ** 2}[decay]
-
-
 def linesearch(past, slope=1e-4, slack=0.0, shrink=0.8, grow=4.0, lr_max=1.0, max_trials=1000):
     now, last = past[-1], past[-2].taken if len(past) > 1 else 0
     guess = min(grow * last, lr_max) if last > 0 else lr_max
@@ -68,6 +60,14 @@ def feedback(past, rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average
 
 
 # Rules of paper/rivals.py.
+
+
+def schedule(past, steps, lr=0.1, warmup=0.1, decay="cosine"):
+    t, rise = len(past) - 1, warmup * steps
+    if t < rise:
+        return lr * t / rise
+    left = (steps - t) / (steps - rise)
+    return lr * {"constant": 1, "linear": left, "cosine": np.sin(np.pi / 2 * left) ** 2}[decay]
 
 
 def polyak(past, f_min=0.0, lr_max=1.0):
@@ -111,7 +111,6 @@ SEARCHES = [
 ]
 CASES = [
     (constant, {"lr": 0.3}),
-    *[(schedule, {"lr": 0.3, "steps": 20, "warmup": 0.2, "decay": d}) for d in ("constant", "linear", "cosine")],
     *[(linesearch, numbers) for numbers in SEARCHES],
     (partial(cdat, sigma=1.0), {}),  # greedy
     (partial(cdat, sigma=1.0), {"curvature": "gauss-newton", "every": 2}),
@@ -120,6 +119,7 @@ CASES = [
     (cdat, {"sigma": 0.5, "beta": 0.5, "damping": 0.1}),
     (cdat, {"curvature": "gauss-newton"}),
     (cdat, {"sigma": 0.5, "beta": 0.5, "damping": 0.1, "every": 4}),
+    *[(schedule, {"lr": 0.3, "steps": 20, "warmup": 0.2, "decay": d}) for d in ("constant", "linear", "cosine")],
     (polyak, {}),
     (polyak, {"f_min": 0.05, "lr_max": 0.2}),
     (hypergradient, {}),
@@ -343,7 +343,7 @@ def test_polyak_reaches_the_minimum_of_a_line_in_one_step():
 
 def test_a_word_that_is_not_known_is_refused():
     with pytest.raises(ValueError, match="'steps'.*constant, linear, cosine"):
-        tuners.schedule(10, decay="steps")
+        rivals.schedule(10, decay="steps")
     with pytest.raises(ValueError, match="'fisher'.*hessian, gauss-newton"):
         tuners.greedy(curvature="fisher")
 
