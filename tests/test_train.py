@@ -459,6 +459,15 @@ def test_the_sharpness_of_a_linear_model_is_that_of_the_samples_asked_for(tmp_pa
     assert history["sharpness"][0] == pytest.approx(np.linalg.eigvalsh(x.T @ x / len(x))[-1] + 0.1, rel=1e-6)
 
 
+def test_the_programs_of_kinds_long_past_are_let_go(monkeypatch):
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(train.compiled.cache_info().misses))
+    for width in range(1, 102):  # kinds that no other test has, or hardly
+        kind, _ = train.kind_and_numbers(train.configure(width=width, depth=7))
+        train.compiled(kind, (8, 8, 1), 10)
+    assert len(cleared) == 2 and all(kinds % 50 == 0 for kinds in cleared)
+
+
 def test_an_estimate_that_did_not_converge_is_not_logged_and_one_that_is_nan_starts_no_other(tmp_path, monkeypatch):
     lobpcg, starts, tops = train.sharpness.lobpcg, [], []
 
