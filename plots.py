@@ -123,7 +123,7 @@ def labels(runs):
         for name, value in settings.items():
             among = runs if name in WHAT else [other for other in runs if other["tuner"] == tuner]
             differ = len({str(other[name]) for other in among if name in other}) > 1
-            if differ and name not in ("tuner", shown):
+            if differ and name not in ("tuner", shown) and value != "":  # as of no preset
                 words.append(value if type(value) is str else f"{NAMES.get(name, name)} {value}".removesuffix(".0"))
         names.append(", ".join(words))
     return names

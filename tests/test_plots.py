@@ -105,6 +105,8 @@ def test_labels_name_the_tuner_and_only_what_differs():
     assert plots.labels(both) == ["greedy, gd", "greedy, adam"]
     sizes = [{"tuner": "constant", "lr": 0.1, "batch_size": size} for size in (0, 64)]
     assert plots.labels(sizes) == ["constant 0.1, batch 0", "constant 0.1, batch 64"]
+    preset = [{"tuner": "greedy", "preset": preset} for preset in ("", "nanolm")]
+    assert plots.labels(preset) == ["greedy", "greedy, nanolm"]
     longer = [{"tuner": "greedy", "steps": 9}, {"tuner": "cdat", "sigma": 2.0, "steps": 99}]
     assert plots.labels(longer) == ["greedy, steps 9", "CDAT σ = 2, steps 99"]
     searches = [{"tuner": "linesearch", "slope": slope} for slope in (1e-4, 0.5)] + [{"tuner": "greedy", "slope": 0.1}]
