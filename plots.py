@@ -50,7 +50,8 @@ def load_run(folder):
             history = {name.removeprefix("history/"): saved[name] for name in columns}
             whole = saved.zip.testzip() is None  # the state as well, to go on from
         named = "tuner" in settings and "status" in facts and {"step", "loss"} <= history.keys()
-        if not (whole and named and isinstance(settings.get("steps", 0), int)):
+        numbers = all(column.dtype.kind in "if" for column in history.values())
+        if not (whole and named and numbers and isinstance(settings.get("steps", 0), int)):
             raise ValueError
     except OSError:  # of the system, which says nothing about the file
         raise
@@ -123,7 +124,7 @@ def labels(runs):
         for name, value in settings.items():
             among = runs if name in WHAT else [other for other in runs if other["tuner"] == tuner]
             differ = len({str(other[name]) for other in among if name in other}) > 1
-            if differ and name not in ("tuner", shown) and value != "":  # as of no preset
+            if differ and name not in ("tuner", shown) and value != "":  # "" is the setting of no preset
                 words.append(value if type(value) is str else f"{NAMES.get(name, name)} {value}".removesuffix(".0"))
         names.append(", ".join(words))
     return names
@@ -131,7 +132,7 @@ def labels(runs):
 
 def final_loss(history):
     """What runs are compared by: the mean loss of the last 5 steps; inf where the run diverged."""
-    return np.inf if diverged(history) else np.mean(history["loss"][-5:])
+    return np.inf if diverged(history) else np.mean(history["loss"][-5:], dtype=float)
 
 
 def diverged(history):
@@ -212,7 +213,7 @@ def draw(runs, file, quantities=("loss", "learning_rate", "sharpness", "product"
 def panel(axis, quantity, runs):
     """One quantity of some runs, and the edges of their optimizers."""
     edges = sorted({edge(run.settings) for run in runs})
-    starts = [loss for run in runs for loss in run.history["loss"][:1]]
+    starts = [float(loss) for run in runs for loss in run.history["loss"][:1]]
     # A start, or the end of a run, that is far above all else must not press it flat.
     top = {"loss": 4 * max(starts, default=1), "product": 2 * edges[-1]}.get(quantity, np.inf)
     kinds = {}  # by tuner and name: runs that differ in the seed alone
@@ -259,7 +260,7 @@ def line(axis, quantity, runs, top, band, **style):
             if shown[t : t + size].any():
                 row[k] = mean(values[t : t + size][shown[t : t + size]])
         if diverged(history) and shown.any():
-            end = min(values[shown][-1], 2 * values[0] if quantity == "loss" else np.inf)  # within the frame
+            end = min(values[shown][-1], 2 * float(values[0]) if quantity == "loss" else np.inf)  # within the frame
             axis.plot(history["step"][shown][-1], end, "x", color=style["color"], markersize=7, markeredgewidth=1.5)
     there = np.isfinite(table).sum(axis=0) > len(runs) / 2
     points, table = steps[::size][there], table[:, there]

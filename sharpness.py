@@ -89,8 +89,8 @@ def noisy(v):
 
     A warm start may be an eigenvector that is no longer the top one. There Hv − λv = 0 shows no way up; noise does.
     This much, since in n dimensions only 1/√n of it points along the one direction that is sought. It costs next to
-    nothing: the iteration sheds noise in the first few products. Nearly, so that the two cannot cancel. A v of nan, as
-    an earlier search may have left, becomes ones.
+    nothing: the iteration sheds noise in the first few products. Nearly, so that the two cannot cancel. Entries that
+    are not finite, as an earlier search may leave them, become 1.
     """
     v = jnp.where(jnp.isfinite(v), v, 1)
     return unit(unit(v) + 0.9 * unit(jax.random.normal(jax.random.key(0), v.shape, v.dtype)))

@@ -224,7 +224,7 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf, curvature: Curvature
     return Tuner(lambda w: (scalar(0, w), scalar(0, w), scalar(0, w), jnp.zeros((), jnp.int32)), rate)
 
 
-# ------------------------------------------------------------------------- with nothing to choose: a rule of ours
+# ------------------------------------------------------------------------- a rule of ours, with nothing to tune
 
 
 def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, beta=0.5,

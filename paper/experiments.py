@@ -355,7 +355,7 @@ EXPERIMENTS = {
                ["vit, adam"], only=dict(optimizer="adam"))],
         about="do the moving averages help where CDAT blows up, and what do they cost elsewhere?"),
     "capped": Experiment(
-        "25 min", lambda scale: on(["resnet", "mixer"], scale, CONSTANT, CDAT | BOTH, CDAT | BOTH | dict(lr_max=1.0)) +
+        "40 min", lambda scale: on(["resnet", "mixer"], scale, CONSTANT, CDAT | BOTH, CDAT | BOTH | dict(lr_max=1.0)) +
         on(["mlp", "fixup", "nanolm", "vit"], scale, CONSTANT, CDAT | VARIANT, CDAT | VARIANT | dict(lr_max=1.0)),
         drawings.panels("loss", "learning_rate", apart=("curvature", "lr_max")),
         about="ours: on a plateau, and at the end, the curvature vanishes; does a largest rate of 1 mend that?"),

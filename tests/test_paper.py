@@ -41,6 +41,7 @@ def count():
         functions = compiled(*args)
         return functions._replace(init=lambda *numbers: jax.eval_shape(functions.init, *numbers))
 
+    of_shapes.cache_info = compiled.cache_info
     train.compiled = of_shapes
     for family in "mixer", "vit", "transformer":  # one block is enough, for the compiler's sake
         cost.FAMILIES[family] = (family, dict(depth=1), *cost.FAMILIES[family][2:])

@@ -250,9 +250,10 @@ def test_products_that_are_not_numbers_end_it_with_nan(good, method):
     assert np.isnan(top.value) and np.isnan(top.residual) and len(products) <= good + 1 and not top.converged
 
 
-def test_a_start_of_nan_as_a_search_may_end_with_is_as_good_as_ones():
+@pytest.mark.parametrize("start", [4 * [np.nan], [1, np.inf, 1, -np.inf]])
+def test_entries_of_a_start_that_are_not_finite_as_a_search_may_leave_them_become_1(start):
     product = lambda v: jnp.arange(1.0, 5.0) * v
-    top, from_ones = sharpness.lobpcg(product, jnp.full(4, jnp.nan)), sharpness.lobpcg(product, jnp.ones(4))
+    top, from_ones = sharpness.lobpcg(product, jnp.array(start)), sharpness.lobpcg(product, jnp.ones(4))
     assert top.value == from_ones.value == pytest.approx(4, rel=1e-3) and top.converged
 
 

@@ -191,17 +191,25 @@ def test_ctrl_c_ends_every_stage_at_once_with_the_command(run, capsys, monkeypat
         assert end.value.code == 130 and "go on with: python train.py" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_the_command_that_ctrl_c_prints_still_replaces_what_overwrite_had_not_come_to(run, capsys, monkeypatch):
-    run("--tuner", "cdat", "constant")
-    trained, train_one = [], train.train
+@pytest.mark.parametrize("names", [["cdat"], ["constant", "cdat"]])
+def test_the_command_that_ctrl_c_prints_still_replaces_what_overwrite_had_not_come_to(run, capsys, monkeypatch, names):
+    run("--tuner", *names)
+    train_one = train.train
 
-    def once(config, *rest):
-        trained.append(train_one(config, *rest)) if not trained else signal.raise_signal(signal.SIGINT)
+    def up_to_the_last(config, *rest):
+        signal.raise_signal(signal.SIGINT) if config.tuner == names[-1] else train_one(config, *rest)
 
-    monkeypatch.setattr(train, "train", once)
+    monkeypatch.setattr(train, "train", up_to_the_last)
     with pytest.raises(SystemExit):
-        run("--tuner", "cdat", "constant", "--overwrite")
+        run("--tuner", *names, "--overwrite")
     assert capsys.readouterr().out.splitlines()[-1].endswith(" --overwrite")
+
+
+def test_ctrl_c_before_any_run_as_while_other_processes_are_waited_for_is_no_traceback(run, monkeypatch):
+    monkeypatch.setattr(train.gd, "set_up", lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert end.value.code == 130
 
 
 # --- Broken files, a full disk.
@@ -485,7 +493,7 @@ BAD = [(f"{flags} {value}", flags.split()[-1]) for flags, values in WRONG for va
     *[(f"--model vit --patch {value}", "patch") for value in ("-1", "3", "4097", "x")],
     ("--dataset pydocs --model rnn --standardize", "--standardize"), ("--steps 3 4", "4"), ("word", "word"),
     ("--data-dir no/such/folder", "no/such/folder"), (f"--dataset cifar10 --data-dir {__file__}", __file__),
-    (f"--out {__file__}", __file__), (LONG, "a name of so many settings: it takes 255"),
+    (f"--out {__file__}", __file__), (LONG, "name of so many settings"),
     ("--distributed a b", "--distributed"), ("--distributed a:1 x 0", "--distributed"),
 ]  # fmt: skip
 
