@@ -423,8 +423,8 @@ def run(configs, words, command):
         files = [folder_of(config) / "checkpoint.npz" for config in configs]
         old = configs[0].overwrite and any(file.exists() and file.stat().st_mtime < began for file in files)
         kept = [word for word in words if word not in ("--resume", "--overwrite")]
-        print("interrupted; go on with:", command, shlex.join([*kept, "--overwrite" if old else "--resume"]))
-        sys.exit(130)
+        print("interrupted; go on with:", command, shlex.join([*kept, "--overwrite" if old else "--resume"]), flush=True)
+        os._exit(130)  # not sys.exit: after a compilation that was broken off JAX may crash as Python ends
 
 
 def main(words, command="python train.py"):
@@ -439,7 +439,7 @@ def main(words, command="python train.py"):
         run(configs, words, command)
         sys.stdout.flush()
     except KeyboardInterrupt:  # before any run
-        sys.exit(130)
+        os._exit(130)
     except BrokenPipeError:  # nobody reads on, as behind `| head`
         os._exit(1)
     except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:  # of JAX: no memory left, a lost process

@@ -194,8 +194,8 @@ def main(argv):
     except (ValueError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here")
-        sys.exit(130)
+        print("\ninterrupted; the same command goes on from here", flush=True)
+        os._exit(130)  # see train.run
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +30,12 @@ gc.set_threshold(100_000, 50, 100)  # tracing makes many small objects: looking 
 def pytest_collection_modifyitems(items):
     names = [f"test_{name}" for name in ORDER]
     items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
+@pytest.fixture(autouse=True)
+def alive(monkeypatch):
+    """What ends a command at once at Ctrl-C ends no test."""
+    monkeypatch.setattr(os, "_exit", sys.exit)
 
 
 @pytest.fixture
