@@ -422,8 +422,8 @@ def run(configs, words, command):
             show(configs)
         files = [folder_of(config) / "checkpoint.npz" for config in configs]
         old = configs[0].overwrite and any(file.exists() and file.stat().st_mtime < began for file in files)
-        kept = [word for word in words if word not in ("--resume", "--overwrite")]
-        print("interrupted; go on with:", command, shlex.join([*kept, "--overwrite" if old else "--resume"]), flush=True)
+        rest = shlex.join(word for word in words if word not in ("--resume", "--overwrite"))
+        print("interrupted; go on with:", command, rest, "--overwrite" if old else "--resume", flush=True)
         os._exit(130)  # not sys.exit: after a compilation that was broken off JAX may crash as Python ends
 
 
