@@ -175,7 +175,7 @@ def folder_of(config):
 
 
 def held_run(config):
-    """What a folder holds of a run, or None, and whether it has all steps, or diverged. ValueError without the flags."""
+    """What a folder holds of a run, or None; and whether that is all: its steps, or up to where it diverged."""
     folder, settings = folder_of(config), settings_of(config)
     if config.overwrite or not (folder / "checkpoint.npz").exists():
         return None, False

@@ -1,8 +1,8 @@
 """Tuners: how the learning rate η is chosen, step by step.
 
 What this file teaches: the classical answers (a constant, a linesearch, the minimiser of a quadratic model) and the
-paper's: stay on the edge of stability, `cdat`. Below the divider stands a rule of ours; a schedule and the paper's other
-rivals are in paper/rivals.py.
+paper's: stay on the edge of stability, `cdat`. Below the divider stands a rule of ours; a schedule and the paper's
+other rivals are in paper/rivals.py.
 
     w  parameters, a pytree                      η     learning rate; the step is w + ηu
     f  training loss f(w), the batch bound       λ     sharpness, the largest eigenvalue of H; ηλ = 2 is the edge

@@ -114,7 +114,8 @@ def test_no_two_parts_nor_a_part_and_a_setting_have_an_option_of_one_name():
     taken = dict.fromkeys(train.SETTINGS, "setting")
     for part, factories in train.PARTS.items():
         names = {name for factory in factories.values() for name in train.options_of(factory)}
-        assert {name: taken[name] for name in names & taken.keys()} == {}, f"a {part} has them, too: rename one of the two"
+        twice = {name: taken[name] for name in names & taken.keys()}
+        assert twice == {}, f"a {part} has them, too: rename one of the two"
         taken |= dict.fromkeys(names, part)
 
 
@@ -474,7 +475,7 @@ def test_every_50_kinds_of_runs_all_programs_are_let_go(monkeypatch):
     assert cleared == [50, 100]
 
 
-def test_an_estimate_that_did_not_converge_is_not_logged_and_after_one_that_is_nan_the_next_is_found(tmp_path, monkeypatch):
+def test_an_estimate_that_did_not_converge_is_not_logged_and_after_a_nan_the_next_is_found(tmp_path, monkeypatch):
     lobpcg, starts, tops = train.sharpness.lobpcg, [], []
 
     def at_times(product, v, tol):
