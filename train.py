@@ -175,13 +175,13 @@ def folder_of(config):
 
 
 def held_run(config):
-    """What a folder holds of a run, or None; and whether that is all: its steps, or up to where it diverged."""
-    folder, settings = folder_of(config), settings_of(config)
+    """What a folder holds of a run, or None; and whether that run is over. ValueError for another or unfinished one."""
+    folder, asked = folder_of(config), settings_of(config)
     if config.overwrite or not (folder / "checkpoint.npz").exists():
         return None, False
     held, options = plots.load_run(folder), inspect.signature(tuners.TUNERS[config.tuner]).parameters
-    fixed = held.settings.get("steps", 0) > config.steps or "steps" in options  # else more steps are the same run
-    differ = [name for name in settings if held.settings.get(name) != settings[name] and (fixed or name != "steps")]
+    steps_matter = held.settings.get("steps", 0) > config.steps or "steps" in options  # else more are the same run
+    differ = [name for name in asked if held.settings.get(name) != asked[name] and (steps_matter or name != "steps")]
     if differ:
         values = ", ".join(f"{dashed(name)} {held.settings.get(name)}" for name in differ)
         raise ValueError(f"{folder}: holds a run with {values}; give --overwrite to replace it, or another --out")
@@ -422,8 +422,8 @@ def run(configs, words, command):
             show(configs)
         files = [folder_of(config) / "checkpoint.npz" for config in configs]
         old = configs[0].overwrite and any(file.exists() and file.stat().st_mtime < began for file in files)
-        rest = shlex.join(word for word in words if word not in ("--resume", "--overwrite"))
-        print("interrupted; go on with:", command, rest, "--overwrite" if old else "--resume", flush=True)
+        again = [word for word in [*command.split(), *words] if word not in ("--resume", "--overwrite")]
+        print("interrupted; go on with:", shlex.join([*again, "--overwrite" if old else "--resume"]), flush=True)
         os._exit(130)  # not sys.exit: after a compilation that was broken off JAX may crash as Python ends
 
 
