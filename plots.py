@@ -97,8 +97,8 @@ def edge(settings):
     return 2.0
 
 
-NAMES = {"sigma": "σ", "beta": "β", "batch_size": "batch", "weight_decay": "weight decay", "sigma_high": "σ_high",
-         "tolerance": "τ", "rise": "a", "growth": "c", "average": "ρ", "lr_max": "η ≤"}  # fmt: skip
+NAMES = {"sigma": "σ", "beta": "β", "batch_size": "batch", "weight_decay": "weight decay", "lr_max": "η ≤", "rise": "a",
+         "tolerance": "τ", "growth": "c", "sigma_low": "σ_low", "sigma_high": "σ_high", "average": "ρ"}  # fmt: skip
 WHAT = ("dataset", "samples", "model", "preset", "width", "depth", "activation", "norm", "start", "loss",
         "weight_decay", "seed", "optimizer", "batch_size", "steps")  # fmt: skip
 SHOWN = {"constant": "lr", "schedule": "lr", "cdat": "sigma", "exact": "sigma"}  # named whether it differs or not

@@ -266,8 +266,8 @@ KNOWN = ("folder", "shape", "classes", "steps", "max_trials")  # arguments of fa
 RANGES = {  # by flag: the least number, the largest, and what else it may be; those without a line are not negative
     "seed": (0, 2147483647), "image_size": (1, 1024), "width": (1, 65536), "depth": (1, 100), "patch": (1, 4096),
     "heads": (1, 1024), "attention_width": (0, 65536), "log_every": (1, 1000), "sharpness_tol": (1e-30, 0.999999),
-    "sigma_high": (1, 1e30), "growth": (1, 1e30), "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, np.inf),
-    **dict.fromkeys(("steps", "sharpness_every", "every"), (1, 10**9)),
+    "shrink": (1e-6, 0.999999), "grow": (1.000001, 1e30, np.inf),
+    **dict.fromkeys(("steps", "sharpness_every", "every", "growth", "sigma_low", "sigma_high"), (1, 10**9)),
     **dict.fromkeys(("eps", "lr", "sigma", "lr_max"), (1e-30, 1e30)),
     **dict.fromkeys(("momentum", "beta1", "beta2", "beta", "average", "slope"), (0, 0.999999)),
 }  # fmt: skip

@@ -227,29 +227,29 @@ def cdat(sigma=2.0, beta=0.0, damping=0.0, lr_max=math.inf, curvature: Curvature
 # ------------------------------------------------------------------------- a rule of ours, with nothing to tune
 
 
-def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, beta=0.5,
+def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_low=1.5, sigma_high=3.0, average=0.95,
              curvature: Curvature = "gauss-newton"):  # fmt: skip
     """CDAT over the edge and back, with nothing to choose: ours, not the paper's.
 
-        m ← ρm + (1 − ρ) f(w)
-        where f(w) > (1 + τ) m:  σ ← (1 + σ)/2,  s = 1
-        elsewhere:  σ ← min(σ + a, σ_high),  s = 1 + (σ − 1) max(−Σgᵢuᵢ, 0)/Σ|gᵢuᵢ|
-        η = min(s n/d, c η_last) (8)
+        m ← ρm + (1 − ρ) f(w),   r = max(−Σgᵢuᵢ, 0)/Σ|gᵢuᵢ|
+        where f(w) > (1 + τ) m:  σ ← (σ + σ_low)/2,  s = 1
+        elsewhere:  σ ← min(σ + a, σ_high),  s = 1 + (σ − 1) r²
+        η = min(s n/d, c η_last) (8),  n and d averaged with β = ρ (1 − r⁸)
 
     rise: a, what is added to σ at each step; σ starts at 2
     tolerance: τ, the relative rise of the loss over its average that asks for a greedy step
     growth: c, the most by which the rate grows from one step to the next
+    sigma_low: what a greedy step brings σ halfway to
     sigma_high: the largest σ
-    average: ρ, decay of the loss's moving average m
-    beta: β of cdat, the decay of the moving averages of n and d
+    average: ρ, decay of the moving averages
     curvature: hessian, uᵀHu, or gauss-newton, uᵀGu
 
     A σ above 2 lowers sharpness and loss fastest, and diverges in the end: the part of u along the steepest directions
     grows. When it dominates u, one greedy step (s = 1) takes most of it out. So σ rises until the loss does. Under
-    momentum some weights go uphill: σ − 1 is multiplied by (down − up)/(down + up), of the sums of |gᵢuᵢ| over the
-    weights that go down and up; it is 1 under gradient descent and RMSProp. The loss must be one that falls towards 0:
-    "10 % above" means nothing where it is negative or has a floor. The state is (m, σ, the last rate above 0, the state
-    of `cdat`). Costs a curvature.
+    momentum some weights go uphill, and r, the share of the slope that goes down, is below 1: the less it is, the less
+    the step overshoots, and the longer n and d are averaged. Under gradient descent and RMSProp r is 1: no averages.
+    The loss must be one that falls towards 0: "10 % above" means nothing where it is negative or has a floor. The state
+    is (m, σ, the last rate above 0, the state of `cdat`). Costs a curvature.
 
     >>> f = Composed(lambda w: w, lambda z, w: 2 * z**2)
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -265,10 +265,11 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, 
         m_last, sigma, eta_last, averages = state
         m = jnp.where(jnp.isinf(m_last), value, average * m_last + (1 - average) * value)  # inf before the first loss
         rose = value > (1 + tolerance) * m
-        sigma = jnp.where(rose, (1 + sigma) / 2, jnp.minimum(sigma + rise, sigma_high))
-        share = -dot(g, u) / dot(jax.tree.map(jnp.abs, g), jax.tree.map(jnp.abs, u))  # nan without a gradient
-        scale = jnp.where(~rose & (share > 0), 1 + (sigma - 1) * share, 1.0)
-        eta, averages = cdat(scale, beta, curvature=curvature).rate(averages, f, w, value, g, u)
+        sigma = jnp.where(rose, (sigma + sigma_low) / 2, jnp.minimum(sigma + rise, sigma_high))
+        share = jnp.maximum(-dot(g, u), 0) / dot(jax.tree.map(jnp.abs, g), jax.tree.map(jnp.abs, u))
+        share = jnp.where(share > 0, share, 0)  # nan without a gradient
+        scale = jnp.where(rose, 1, 1 + (sigma - 1) * share**2)
+        eta, averages = cdat(scale, average * (1 - share**8), curvature=curvature).rate(averages, f, w, value, g, u)
         eta = scalar(jnp.minimum(eta, growth * eta_last), w)
         eta_last = jnp.where(eta > 0, eta, eta_last)
         return eta, (scalar(jnp.where(jnp.isfinite(value), m, m_last), w), scalar(sigma, w), eta_last, averages)

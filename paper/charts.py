@@ -176,7 +176,7 @@ def numbers(**labels):
                 axis.plot(x, medians, "o-", color=color, markersize=4, linewidth=1, label=setting)
                 axis.vlines(x, low, high, color=color, alpha=0.5)
             axis.plot(ticks.index(usual[name]), 1, "o", color=drawings.GREY, fillstyle="none", markersize=18)
-            axis.set_xticks(range(len(ticks)), ["none" if value == 1e30 else f"{value:g}" for value in ticks])
+            axis.set_xticks(range(len(ticks)), ["none" if value == 1e9 else f"{value:g}" for value in ticks])
             axis.set_xlabel(labels[name], fontsize=9)
             axis.set_yscale("log")
         for axis in axes[:, 0]:

@@ -146,8 +146,8 @@ def longer(scale):
 
 def one_at_a_time(scale):
     """The feedback rule with one of its numbers changed, on three of the settings on which it was found."""
-    values = dict(rise=[0.005, 0.02, 0.1], tolerance=[0.02, 0.1, 0.5], growth=[1.1, 1.5, 1e30],
-                  sigma_high=[2.25, 3.0, 4.0], average=[0.5, 0.9, 0.95], beta=[0.0, 0.5, 0.9])  # fmt: skip
+    values = dict(rise=[0.005, 0.02, 0.1], tolerance=[0.02, 0.1, 0.5], growth=[1.1, 1.5, 1e9],
+                  sigma_high=[2.25, 3.0, 4.0], average=[0.9, 0.95, 0.98], sigma_low=[1.0, 1.5, 2.0])  # fmt: skip
     runs = on(["digits", "digits, adam", "mixer"], scale, *(FEEDBACK | {name: of} for name, of in values.items()))
     return [run | UNMEASURED | dict(steps=min(run.get("steps", 600), 600)) for run in runs]
 
@@ -377,8 +377,8 @@ EXPERIMENTS = {
     "sensitivity": Experiment(
         "15 min", one_at_a_time, charts.numbers(
             rise="a, added to σ in a step", tolerance="τ, the rise of the loss that resets σ",
-            growth="c, the most by which η grows", sigma_high="σ_high", average="ρ, of the average loss",
-            beta="β, of the averages of n and d"),
+            growth="c, the most by which η grows", sigma_high="σ_high", average="ρ, of the averages",
+            sigma_low="σ_low"),
         chart=True, about="ours: the numbers of the feedback rule need no tuning"),
     "model": Experiment(
         "1 min", NO_RUNS, drawings.feedback_in_the_model,

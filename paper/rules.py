@@ -20,11 +20,15 @@ from paper.drawings import BLACK, GREY, ORANGE, PINK, follow, problem, subplots
 
 def resets(_, file, first=120, steps=40):
     """A run of `feedback` around its resets, and the loss along u at one and at the step before."""
-    run = list(follow(first, steps, tuner="feedback"))
+    run = list(follow(0, first + steps, tuner="feedback"))
+    greedy, m = [], run[0][-1]["loss"]
+    for *_, row in run:
+        m = 0.95 * m + 0.05 * row["loss"]  # as in `feedback`
+        greedy.append(row["loss"] > 1.1 * m)
+    run, reset = run[first:], np.array(greedy[first:])
     column = lambda name: np.array([row[name] for *_, row in run], float)
     t, loss, eta, lam = map(column, ("step", "loss", "learning_rate", "sharpness"))
     f = run[0][1]
-    reset = eta < 0.75 * np.append(0, eta[:-1])  # no other step has a rate so far below the last
     figure, axes = subplots(2, 2, figsize=(9, 5.2))
     shown = ("training loss", loss), ("sharpness λ", lam), ("y = ηλ − 2", eta * lam - 2)
     for axis, (name, values) in zip(axes.flat, shown):

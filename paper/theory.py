@@ -186,15 +186,15 @@ def cdat_model(sigma=2.0, lam=18.0, lr=0.05, p=4.0, q=4.0, a=0.05, b=0.1, nu=0.1
     return energies(lambda f, memory: (sigma, memory), lam, lr, p, q, a, b, nu, kappa, steps, lagged)
 
 
-def feedback_model(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, lam=18.0, lr=0.05, p=4.0, q=4.0,
-                   a=0.05, b=0.1, nu=0.1, steps=4000, lagged=False):  # fmt: skip
-    """The model of `cdat_model` with this project's own rule, `tuners.feedback`, without averages of n and d, a `Path`.
+def feedback_model(rise=0.02, tolerance=0.1, growth=1.5, sigma_low=1.5, sigma_high=3.0, average=0.95, lam=18.0, lr=0.05,
+                   p=4.0, q=4.0, a=0.05, b=0.1, nu=0.1, steps=4000, lagged=False):  # fmt: skip
+    """The model of `cdat_model` with this project's own rule, `tuners.feedback`, under gradient descent, a `Path`.
 
         m ← ρm + (1 − ρ) f,   η = min(s n/d, c η_last)
-        where f > (1 + τ) m:  σ ← (1 + σ)/2, s = 1;   else:  σ ← min(σ + a, σ_high), s = σ
+        where f > (1 + τ) m:  σ ← (σ + σ_low)/2, s = 1;   else:  σ ← min(σ + a, σ_high), s = σ
 
     The rule looks at the loss of the very step whose rate it chooses, hence no lag; m, which f₀ starts, holds it.
-    Here λ grows faster than under σ = 2, to 20.4 at step 400: a greedy step leaves next to no p, so nothing pushes λ
+    Here λ grows faster than under σ = 2, to 20.8 at step 400: a greedy step leaves next to no p, so nothing pushes λ
     back. Real runs of the rule lower it; a real loss has more eigenvalues than two.
 
     >>> [round(float(y), 2) for y in feedback_model(steps=8).y]  # p grows by a quarter a step and more, till it is cut
@@ -205,7 +205,7 @@ def feedback_model(rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average
         m, sigma = memory
         m = average * m + (1 - average) * f
         rose = f > (1 + tolerance) * m
-        sigma = jnp.where(rose, (1 + sigma) / 2, jnp.minimum(sigma + rise, sigma_high))
+        sigma = jnp.where(rose, (sigma + sigma_low) / 2, jnp.minimum(sigma + rise, sigma_high))
         return jnp.where(rose, 1, sigma), (m.astype(f.dtype), sigma.astype(f.dtype))
 
     return energies(scaling, lam, lr, p, q, a, b, nu, 0.0, steps, lagged, growth)

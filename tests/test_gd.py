@@ -38,7 +38,7 @@ NUMBERS = {  # what an optimizer or tuner is tried with, where its defaults woul
     "schedule": {"steps": 8, "warmup": 0.3},
     "polyak": {"f_min": 0.01, "lr_max": 0.2},
     "exact": {"sigma": 0.02},
-    "feedback": {"rise": 0.1, "tolerance": 0.01, "growth": 1.3, "sigma_high": 1.9, "average": 0.8, "beta": 0.4},
+    "feedback": {"rise": 0.1, "tolerance": 0.01, "growth": 1.3, "sigma_low": 1.4, "sigma_high": 1.9, "average": 0.8},
 }
 
 # --- The step and its directions.

@@ -474,6 +474,7 @@ WRONG = [  # flags, of which the last is the culprit, and what each of its value
     ("--tuner linesearch --lr-max", "0 inf 1e300"), ("--tuner constant --lr", "nan 0 1e300"),
     ("--tuner schedule --warmup", "1"), ("--tuner schedule --decay", "x"), ("--tuner exact --iterations", "0 1.5"),
     ("--tuner hypergradient --hyper-rate", "1.1 -1 nan"), ("--tuner feedback --sigma-high", "0.9 inf 1e300"),
+    ("--tuner feedback --sigma-low", "0.9 nan 1e300"),
     ("--tuner feedback --tolerance", "-1 nan 1e300"), ("--tuner feedback --growth", "0.9 nan"),
     ("--tuner feedback --average", "1 -0.1"),
     ("--optimizer momentum --momentum", "1 -0.1 nan"), ("--optimizer adam --beta1", "1"),

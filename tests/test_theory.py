@@ -65,14 +65,14 @@ def cdat_by_hand(scaling, steps, lagged, kappa=0.0, nu=(0.1,)):
     return np.array(rows).T
 
 
-def by_moving_average(losses, rise=0.02, tolerance=0.1, sigma_high=3.0, average=0.9):
+def by_moving_average(losses, rise=0.02, tolerance=0.1, sigma_low=1.5, sigma_high=3.0, average=0.95):
     """σ of the feedback rule from the whole history of losses, the average written as a sum."""
     sigma = 2.0
     for k in range(2, len(losses) + 1):
         past = np.array(losses[1:k])
         weights = (1 - average) * average ** np.arange(len(past))[::-1]
         rose = past[-1] > (1 + tolerance) * (weights @ past + average ** len(past) * losses[0])
-        sigma = 1 + (sigma - 1) / 2 if rose else min(sigma + rise, sigma_high)
+        sigma = sigma_low + (sigma - sigma_low) / 2 if rose else min(sigma + rise, sigma_high)
     return 1.0 if rose else sigma
 
 
@@ -237,7 +237,10 @@ def test_on_edge_holds_y_just_above_zero_and_1_9_below_and_the_lag_is_what_keeps
     np.testing.assert_allclose(lagged.y[1001:], 2 * lagged.sharpness[1001:] / lagged.sharpness[1000:-1] - 2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("numbers", [{}, {"rise": 0.2, "tolerance": 0.02, "sigma_high": 2.3, "average": 0.5}])
+OTHERS = {"rise": 0.2, "tolerance": 0.02, "sigma_low": 1.2, "sigma_high": 2.3, "average": 0.5}
+
+
+@pytest.mark.parametrize("numbers", [{}, OTHERS])
 @lagged_or_not
 def test_the_feedback_rule_is_greedy_above_the_average_loss_and_past_the_edge_below(numbers, lagged):
     path = feedback(lagged, growth=np.inf, **numbers)

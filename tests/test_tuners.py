@@ -43,18 +43,21 @@ def cdat(past, sigma=2.0, beta=0.0, damping=0.0, curvature="hessian", every=1):
     return sigma * n / d
 
 
-def feedback(past, rise=0.02, tolerance=0.1, growth=1.5, sigma_high=3.0, average=0.9, beta=0.5,
+def feedback(past, rise=0.02, tolerance=0.1, growth=1.5, sigma_low=1.5, sigma_high=3.0, average=0.95,
              curvature="gauss-newton"):  # fmt: skip
-    sigma, ceiling = 2.0, np.inf
+    sigma, ceiling, n, d = 2.0, np.inf, 0.0, 0.0
     for k in range(1, len(past) + 1):
         losses = [now.loss for now in past[:k]]
         weights = average ** np.arange(k)[::-1] * np.append(1, np.full(k - 1, 1 - average))
         rose = losses[-1] > (1 + tolerance) * weights @ losses
-        sigma = 1 + (sigma - 1) / 2 if rose else min(sigma + rise, sigma_high)
-        slopes = past[k - 1].g * past[k - 1].u
+        sigma = sigma_low + (sigma - sigma_low) / 2 if rose else min(sigma + rise, sigma_high)
+        now = past[k - 1]
+        slopes = now.g * now.u
         down = max(-slopes.sum(), 0) / abs(slopes).sum()
-        scale = 1.0 if rose else 1 + (sigma - 1) * down
-        eta = min(cdat(past[:k], scale, beta, curvature=curvature), ceiling)
+        beta = average * (1 - down**8)
+        n = beta * n + (1 - beta) * max(-slopes.sum(), 0)
+        d = beta * d + (1 - beta) * abs(now.u @ (now.h if curvature == "hessian" else now.gauss_newton) @ now.u)
+        eta = min((1.0 if rose else 1 + (sigma - 1) * down**2) * n / d, ceiling)
         ceiling = growth * eta if eta > 0 else ceiling
     return eta
 
@@ -125,7 +128,7 @@ CASES = [
     (hypergradient, {}),
     (hypergradient, {"hyper_rate": 0.5}),
     (feedback, {}),
-    (feedback, {"rise": 0.3, "tolerance": 0.0, "growth": 1.1, "sigma_high": 2.2, "average": 0.5, "beta": 0.0}),
+    (feedback, {"rise": 0.3, "tolerance": 0.0, "growth": 1.1, "sigma_low": 1.2, "sigma_high": 2.2, "average": 0.5}),
     (feedback, {"curvature": "hessian", "growth": np.inf}),
     (dog, {"reach": 0.1}),
     (ngn, {"lr": 3.0}),
@@ -434,8 +437,8 @@ def test_a_batch_without_gradient_or_curvature_leaves_later_steps_usable(optimiz
 
 def test_feedback_that_always_resets_is_greedy_and_one_that_never_does_is_cdat_where_each_weight_goes_down():
     with jax.enable_x64(True):
-        for optimizer, tolerance, sigma in ("momentum", -1.0, 1.0), ("gd", 1e9, 1.7), ("rmsprop", 1e9, 1.7):
-            plain = train(MINI, optimizer, "cdat", {}, {"sigma": sigma, "beta": 0.5})
+        for optimizer, tolerance, sigma in ("gd", -1.0, 1.0), ("gd", 1e9, 1.7), ("rmsprop", 1e9, 1.7):
+            plain = train(MINI, optimizer, "cdat", {}, {"sigma": sigma})
             numbers = {"sigma_high": 1.7, "tolerance": tolerance, "growth": np.inf}
             ours = train(MINI, optimizer, "feedback", {}, numbers, curvature="hessian")
             assert [now.eta for now in ours] == [now.eta for now in plain]
@@ -447,7 +450,7 @@ def test_feedback_that_always_resets_is_greedy_and_one_that_never_does_is_cdat_w
 def test_feedback_overshoots_by_the_share_of_the_slope_that_goes_down(u, share):
     where = dict(b=A @ ONES - np.array([1, 1, -2, 0]), u=np.array(u, float))  # the gradient is (1, 1, −2, 0)
     eta, _ = rate_of("feedback", A, ONES, value=1.0, words=WORDS["feedback"], **where)
-    assert eta == pytest.approx((1 + 1.02 * share) * rate_of("greedy", A, ONES, **where)[0], 1e-5)
+    assert eta == pytest.approx((1 + 1.02 * share**2) * rate_of("greedy", A, ONES, **where)[0], 1e-5)
 
 
 def test_feedback_forgets_a_loss_that_is_not_a_number():
