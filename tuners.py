@@ -247,9 +247,10 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_low=1.5, sigma_high=3.0
     A σ above 2 lowers sharpness and loss fastest, and diverges in the end: the part of u along the steepest directions
     grows. When it dominates u, one greedy step (s = 1) takes most of it out. So σ rises until the loss does. Under
     momentum some weights go uphill, and r, the share of the slope that goes down, is below 1: the less it is, the less
-    the step overshoots, and the longer n and d are averaged. Under gradient descent and RMSProp r is 1: no averages.
-    The loss must be one that falls towards 0: "10 % above" means nothing where it is negative or has a floor. The state
-    is (m, σ, the last rate above 0, the state of `cdat`). Costs a curvature.
+    the step overshoots, and the longer n and d are averaged. It is rounded to four digits, to be exactly 1 under
+    gradient descent and RMSProp: no averages. The loss must be one that falls towards 0: "10 % above" means nothing
+    where it is negative or has a floor. The state is (m, σ, the last rate above 0, the state of `cdat`). Costs a
+    curvature.
 
     >>> f = Composed(lambda w: w, lambda z, w: 2 * z**2)
     >>> w, g = jnp.array(1.0), jnp.array(4.0)
@@ -266,11 +267,11 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_low=1.5, sigma_high=3.0
         m = jnp.where(jnp.isinf(m_last), value, average * m_last + (1 - average) * value)  # inf before the first loss
         rose = value > (1 + tolerance) * m
         sigma = jnp.where(rose, (sigma + sigma_low) / 2, jnp.minimum(sigma + rise, sigma_high))
-        share = jnp.maximum(-dot(g, u), 0) / dot(jax.tree.map(jnp.abs, g), jax.tree.map(jnp.abs, u))
-        share = jnp.where(share > 0, share, 0)  # nan without a gradient
-        scale = jnp.where(rose, 1, 1 + (sigma - 1) * share**2)
-        eta, averages = cdat(scale, average * (1 - share**8), curvature=curvature).rate(averages, f, w, value, g, u)
-        eta = scalar(jnp.minimum(eta, growth * eta_last), w)
+        share = -dot(g, u) / dot(jax.tree.map(jnp.abs, g), jax.tree.map(jnp.abs, u))
+        share = jnp.where(share > 0, jnp.round(share, 4), 0)  # nan without a gradient
+        scale, beta = jnp.where(rose, 1, 1 + (sigma - 1) * share**2), average * (1 - share**8)
+        rule = cdat(scale, beta, lr_max=growth * eta_last, curvature=curvature)
+        eta, averages = rule.rate(averages, f, w, value, g, u)
         eta_last = jnp.where(eta > 0, eta, eta_last)
         return eta, (scalar(jnp.where(jnp.isfinite(value), m, m_last), w), scalar(sigma, w), eta_last, averages)
 

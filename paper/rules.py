@@ -20,11 +20,11 @@ from paper.drawings import BLACK, GREY, ORANGE, PINK, follow, problem, subplots
 
 def resets(_, file, first=120, steps=40):
     """A run of `feedback` around its resets, and the loss along u at one and at the step before."""
-    run = list(follow(0, first + steps, tuner="feedback"))
+    run, rule = list(follow(0, first + steps, tuner="feedback")), train.configure(tuner="feedback")
     greedy, m = [], run[0][-1]["loss"]
-    for *_, row in run:
-        m = 0.95 * m + 0.05 * row["loss"]  # as in `feedback`
-        greedy.append(row["loss"] > 1.1 * m)
+    for *_, row in run:  # as in `feedback`
+        m = rule.average * m + (1 - rule.average) * row["loss"]
+        greedy.append(row["loss"] > (1 + rule.tolerance) * m)
     run, reset = run[first:], np.array(greedy[first:])
     column = lambda name: np.array([row[name] for *_, row in run], float)
     t, loss, eta, lam = map(column, ("step", "loss", "learning_rate", "sharpness"))

@@ -53,7 +53,7 @@ def feedback(past, rise=0.02, tolerance=0.1, growth=1.5, sigma_low=1.5, sigma_hi
         sigma = sigma_low + (sigma - sigma_low) / 2 if rose else min(sigma + rise, sigma_high)
         now = past[k - 1]
         slopes = now.g * now.u
-        down = max(-slopes.sum(), 0) / abs(slopes).sum()
+        down = np.round(max(-slopes.sum(), 0) / abs(slopes).sum(), 4)
         beta = average * (1 - down**8)
         n = beta * n + (1 - beta) * max(-slopes.sum(), 0)
         d = beta * d + (1 - beta) * abs(now.u @ (now.h if curvature == "hessian" else now.gauss_newton) @ now.u)
@@ -447,10 +447,24 @@ def test_feedback_that_always_resets_is_greedy_and_one_that_never_does_is_cdat_w
 @pytest.mark.parametrize(
     "u, share", [((-1, -1, 2, 0), 1), ((-7, -0.1, 3, 1), 1), ((-3, 1, 0, 5), 0.5), ((-3, 2, 0, 0), 0.2)]
 )
-def test_feedback_overshoots_by_the_share_of_the_slope_that_goes_down(u, share):
+def test_feedback_overshoots_by_the_square_of_the_share_of_the_slope_that_goes_down(u, share):
     where = dict(b=A @ ONES - np.array([1, 1, -2, 0]), u=np.array(u, float))  # the gradient is (1, 1, −2, 0)
     eta, _ = rate_of("feedback", A, ONES, value=1.0, words=WORDS["feedback"], **where)
     assert eta == pytest.approx((1 + 1.02 * share**2) * rate_of("greedy", A, ONES, **where)[0], 1e-5)
+
+
+def test_feedback_averages_nothing_where_what_goes_uphill_may_be_rounding():
+    where = dict(b=A @ ONES - np.array([1, 1, -2, 0]), u=np.array([-1, 1e-5, 2, 0]))
+    *state, (n, d, held, t) = TUNERS["feedback"]().init(np.float32(ONES))
+    state = *state, (n + 1e30, d + 1e30, held, t)
+    eta, _ = rate_of("feedback", A, ONES, state=state, value=1.0, words=WORDS["feedback"], **where)
+    assert eta == pytest.approx(2.02 * rate_of("greedy", A, ONES, **where)[0], 1e-5)
+
+
+def test_feedback_goes_on_at_the_fastest_growth_where_the_curvature_underflows_to_0():
+    eta, state = rate_of("feedback", A, ONES, value=1.0, words=WORDS["feedback"])
+    flat, _ = rate_of("feedback", 0 * A, ONES, b=np.ones(4), state=state, value=1.0, words=WORDS["feedback"])
+    assert flat == pytest.approx(1.5 * eta)
 
 
 def test_feedback_forgets_a_loss_that_is_not_a_number():
