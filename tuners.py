@@ -231,7 +231,8 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_low=1.5, sigma_high=3.0
              curvature: Curvature = "gauss-newton"):  # fmt: skip
     """CDAT over the edge and back, with nothing to choose: ours, not the paper's.
 
-        m ← ρm + (1 − ρ) f(w),   r = max(−Σgᵢuᵢ, 0)/Σ|gᵢuᵢ|
+        m ← ρm + (1 − ρ) f(w)
+        r = max(−Σgᵢuᵢ, 0)/Σ|gᵢuᵢ|
         where f(w) > (1 + τ) m:  σ ← (σ + σ_low)/2,  s = 1
         elsewhere:  σ ← min(σ + a, σ_high),  s = 1 + (σ − 1) r²
         η = min(s n/d, c η_last) (8),  n and d averaged with β = ρ (1 − r⁸)
@@ -269,7 +270,8 @@ def feedback(rise=0.02, tolerance=0.1, growth=1.5, sigma_low=1.5, sigma_high=3.0
         sigma = jnp.where(rose, (sigma + sigma_low) / 2, jnp.minimum(sigma + rise, sigma_high))
         share = -dot(g, u) / dot(jax.tree.map(jnp.abs, g), jax.tree.map(jnp.abs, u))
         share = jnp.where(share > 0, jnp.round(share, 4), 0)  # nan without a gradient
-        scale, beta = jnp.where(rose, 1, 1 + (sigma - 1) * share**2), average * (1 - share**8)
+        scale = jnp.where(rose, 1, 1 + (sigma - 1) * share**2)
+        beta = average * (1 - share**8)
         rule = cdat(scale, beta, lr_max=growth * eta_last, curvature=curvature)
         eta, averages = rule.rate(averages, f, w, value, g, u)
         eta_last = jnp.where(eta > 0, eta, eta_last)

@@ -20,7 +20,8 @@ from paper.drawings import BLACK, GREY, ORANGE, PINK, follow, problem, subplots
 
 def resets(_, file, first=120, steps=40):
     """A run of `feedback` around its resets, and the loss along u at one and at the step before."""
-    run, rule = list(follow(0, first + steps, tuner="feedback")), train.configure(tuner="feedback")
+    rule = train.configure(tuner="feedback")
+    run = list(follow(0, first + steps, tuner="feedback"))
     greedy, m = [], run[0][-1]["loss"]
     for *_, row in run:  # as in `feedback`
         m = rule.average * m + (1 - rule.average) * row["loss"]
